@@ -1,0 +1,1 @@
+"""The screens: hub client, presenters, web console, terminal."""

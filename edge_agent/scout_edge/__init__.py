@@ -1,0 +1,1 @@
+"""The store device: sources, durable buffer, forwarder."""

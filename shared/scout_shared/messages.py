@@ -1,0 +1,170 @@
+"""The small JSON messages beside the segments: receipt (hub to device), hello and status (device to hub).
+
+Unknown fields are ignored, so that either end may be newer. Receipts flow back; nothing else does.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from scout_shared.errors import WireError
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What the hub holds for one stream, committed: published only after the commit.
+
+    The device may delete what it covers and nothing else. Safe to repeat and to reorder: a device
+    keeps the highest watermark it has seen.
+    """
+
+    epoch: bytes
+    """128-bit identity of the device's buffer file."""
+    watermark: int
+    """All sequences 1..watermark are committed."""
+    ranges: tuple[tuple[int, int], ...] = ()
+    """Committed ranges above the watermark, inclusive, ascending."""
+    credit: int = 8
+    """Segments the device may have in flight; 0 means: pause, ask again by hello."""
+    hub_time_ms: int = 0
+    """Hub's wall clock, ms UTC."""
+    ledger_version: int = 0
+    """Newest ledger version that the hub has stored."""
+
+    def encode(self) -> bytes:
+        """JSON for ``dn/ack/{epoch}``."""
+        message = {
+            "v": 1,
+            "e": self.epoch.hex(),
+            "a": self.watermark,
+            "r": [list(r) for r in self.ranges],
+            "c": self.credit,
+            "t": self.hub_time_ms,
+            "l": self.ledger_version,
+        }
+        return json.dumps(message, separators=(",", ":")).encode()
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Receipt:
+        """Raises WireError (``bad_receipt``)."""
+        try:
+            m = json.loads(payload)
+            return cls(
+                epoch=_epoch(m["e"]),
+                watermark=int(m["a"]),
+                ranges=tuple((int(lo), int(hi)) for lo, hi in m.get("r", ())),
+                credit=int(m.get("c", 1)),
+                hub_time_ms=int(m.get("t", 0)),
+                ledger_version=int(m.get("l", 0)),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise WireError("bad_receipt", f"receipt {payload[:80]!r} cannot be read") from error
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerEntry:
+    """How many records of a kind the device accepted for one business day, in all, so far."""
+
+    day: int
+    """Days since 1970-01-01 in the store's zone, or ``zones.UNKNOWN_DAY``."""
+    kind: int
+    """``wire.READINGS`` or ``wire.DOCUMENTS``."""
+    records: int
+    """Cumulative within the epoch, so that storing it twice changes nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A device introduces itself on connect and then every heartbeat.
+
+    Asks for a receipt; carries the ledger (produced counts) that the reconciliation starts from.
+    """
+
+    epoch: bytes
+    boot_id: str
+    zone: str
+    """IANA zone of the store: business days are days in it."""
+    version: str
+    acked: int
+    """Highest watermark the device has seen in a receipt of this epoch."""
+    next_sequence: int
+    """Sequence that the next sealed record will get."""
+    unsealed_records: int
+    """Records accepted and not sealed yet: they have no sequence."""
+    buffer_bytes: int
+    """Size of the buffer file with its WAL."""
+    oldest_unsent_ms: int | None
+    """Wall clock (device, ms UTC) of acceptance of the oldest record without receipt."""
+    device_time_ms: int
+    interval_seconds: float
+    """The next hello follows within this time; three missed ones make a device late."""
+    ledger_version: int = 0
+    """Version up to which ``ledger`` completes what the hub has acknowledged."""
+    ledger: tuple[LedgerEntry, ...] = ()
+    clock_synced: bool | None = None
+    """Whether the kernel says that the clock is synchronised; None where it cannot be asked."""
+    counters: dict[str, int] = field(default_factory=dict)
+    """Counted events since start, e.g. ``refused_records``, ``reconnects``."""
+
+    def encode(self) -> bytes:
+        """JSON for ``up/h``."""
+        message = {
+            "v": 1,
+            "epoch": self.epoch.hex(),
+            "boot": self.boot_id,
+            "zone": self.zone,
+            "version": self.version,
+            "acked": self.acked,
+            "next": self.next_sequence,
+            "unsealed": self.unsealed_records,
+            "buffer_bytes": self.buffer_bytes,
+            "oldest_unsent_ms": self.oldest_unsent_ms,
+            "device_time_ms": self.device_time_ms,
+            "interval_seconds": self.interval_seconds,
+            "ledger_version": self.ledger_version,
+            "ledger": [[e.day, e.kind, e.records] for e in self.ledger],
+            "clock_synced": self.clock_synced,
+            "counters": self.counters,
+        }
+        return json.dumps(message, separators=(",", ":")).encode()
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Hello:
+        """Raises WireError (``bad_hello``)."""
+        try:
+            m = json.loads(payload)
+            oldest = m.get("oldest_unsent_ms")
+            return cls(
+                epoch=_epoch(m["epoch"]),
+                boot_id=str(m["boot"]),
+                zone=str(m["zone"]),
+                version=str(m["version"]),
+                acked=int(m["acked"]),
+                next_sequence=int(m["next"]),
+                unsealed_records=int(m["unsealed"]),
+                buffer_bytes=int(m["buffer_bytes"]),
+                oldest_unsent_ms=None if oldest is None else int(oldest),
+                device_time_ms=int(m["device_time_ms"]),
+                interval_seconds=float(m["interval_seconds"]),
+                ledger_version=int(m.get("ledger_version", 0)),
+                ledger=tuple(LedgerEntry(int(d), int(k), int(n)) for d, k, n in m.get("ledger", ())),
+                clock_synced=m.get("clock_synced"),
+                counters={str(k): int(v) for k, v in m.get("counters", {}).items()},
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise WireError("bad_hello", f"hello {payload[:80]!r} cannot be read") from error
+
+
+def status_message(online: bool, boot_id: str, time_ms: int | None) -> bytes:
+    """Payload of ``up/s``. The will carries no time: nobody knows at connect when it will be sent."""
+    message: dict[str, Any] = {"v": 1, "online": online, "boot": boot_id, "time_ms": time_ms}
+    return json.dumps(message, separators=(",", ":")).encode()
+
+
+def _epoch(text: str) -> bytes:
+    epoch = bytes.fromhex(text)
+    if len(epoch) != 16:
+        raise ValueError(f"an epoch has 16 bytes, not {len(epoch)}")
+    return epoch

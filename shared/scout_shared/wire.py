@@ -1,0 +1,459 @@
+"""Sealed segments, wire format 1: the unit of transfer, dedup, acknowledgement and lineage.
+
+A segment is immutable: its bytes never change, however often it is sent. All numbers are
+little-endian.
+
+    header (84 bytes)                              body (compressed by `codec`)
+    0   2s  magic "SC"                             u32  length of meta
+    2   u8  version 1                              JSON meta
+    3   u8  kind: 1 readings, 2 documents          columns of the kind
+    4   u8  codec: 0 none, 1 zlib
+    5   u8  clock: 0 unknown, 1 unsynced, 2 synced
+    6   u16 zero
+    8   16s epoch           identity of the device's buffer file
+    24  16s boot id
+    40  u64 first sequence  records have first .. first + records - 1, in the order they stand here
+    48  u32 records
+    52  u32 length of the body before compression
+    56  i64 sealed at, device wall clock, ms UTC
+    64  i64 sealed at, device monotonic clock, ms
+    72  u32 length of the body as it stands
+    76  u32 CRC-32 of the body as it stands
+    80  u32 CRC-32 of bytes 0..79
+
+Meta of both kinds: ``zone`` (IANA) and ``days`` ([[business day, records], ...]).
+
+Readings (meta adds ``metrics``, the name of each series): records stand in series order, within a
+series in the order of acceptance. Columns: counts u32[k], first time i64[k] (ms UTC), first value
+i64[k], time width u8[k], value width u8[k], scale u8[k]; then time deltas and value deltas, each
+as one byte-shuffled block for width 1, 2, 4, 8 (each series has a leading zero delta; width 0 has
+no bytes: all deltas are zero); then the byte-shuffled float64 block of the series whose scale is
+RAW. A scaled value is integer / 10**scale, exactly (one correctly rounded division).
+
+Documents (meta adds ``types``, a dictionary): type index u8[n], observed i64[n] (ms UTC or
+UNKNOWN_TIME), business day i32[n], length u32[n], then the bodies: JSON in UTF-8.
+
+Sizes measured in ``tests/bench/wire.py``. Decoding to columns is the hub's
+(``scout_central.ingest.columns``); the decoders here are the plain reference.
+Not its job: storing or sending segments, or deciding when to seal.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+import zlib
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from scout_shared.errors import WireError
+from scout_shared.zones import UNKNOWN_DAY
+
+READINGS, DOCUMENTS = 1, 2
+KIND_NAMES = {READINGS: "readings", DOCUMENTS: "documents"}
+CODEC_NONE, CODEC_ZLIB = 0, 1
+CLOCK_UNKNOWN, CLOCK_UNSYNCED, CLOCK_SYNCED = 0, 1, 2
+UNKNOWN_TIME = -(2**63)
+RAW = 255
+"""Scale of a series that has no exact decimal form: its values stand as float64."""
+
+HEADER = struct.Struct("<2sBBBBH16s16sQIIqqIII")
+MAX_RAW_BYTES = 16 * 1024 * 1024
+"""A body that unpacks to more is refused before it is unpacked."""
+MAX_RECORDS = 1_000_000
+
+_MAGIC, _VERSION = b"SC", 1
+_MAX_SCALE = 9
+_EXACT = 2**53
+_TYPECODES = {1: "b", 2: "h", 4: "i", 8: "q"}
+
+
+class Reading(NamedTuple):
+    """One observed number."""
+
+    metric: str
+    """Name with its unit, e.g. ``fridge.1.temperature_celsius``."""
+    observed_ms: int
+    """Device clock, ms UTC."""
+    value: float
+
+
+class Document(NamedTuple):
+    """One observed event, kept as the JSON text that the source sent."""
+
+    type: str
+    """Names the bronze table, e.g. ``transaction``."""
+    observed_ms: int | None
+    """When it happened, ms UTC; None: not known, and it stays so."""
+    business_day: int
+    """Day of ``observed_ms`` in the store's zone, or ``zones.UNKNOWN_DAY``."""
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Sealing:
+    """What a segment says about the device and the moment it was sealed."""
+
+    epoch: bytes
+    boot_id: bytes
+    zone: str
+    clock: int
+    sealed_ms: int
+    sealed_mono_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentHeader:
+    """Identity and sizes of a segment; trustworthy, its own CRC was checked."""
+
+    kind: int
+    codec: int
+    clock: int
+    epoch: bytes
+    boot_id: bytes
+    first_sequence: int
+    records: int
+    raw_bytes: int
+    sealed_ms: int
+    sealed_mono_ms: int
+    body_bytes: int
+    body_crc: int
+
+    @property
+    def last_sequence(self) -> int:
+        """Sequence of the last record."""
+        return self.first_sequence + self.records - 1
+
+
+def encode_readings(sealing: Sealing, first_sequence: int, readings: Iterable[Reading],
+                    days: Mapping[int, int]) -> bytes:
+    """Seal readings. ``days``: records per business day, adding up to the number of readings."""
+    series: dict[str, tuple[list[int], list[float]]] = {}
+    for metric, observed_ms, value in readings:
+        columns = series.get(metric)
+        if columns is None:
+            columns = series[metric] = ([], [])
+        columns[0].append(observed_ms)
+        columns[1].append(value)
+    counts, first_times, first_values = array("I"), array("q"), array("q")
+    time_widths, value_widths, scales = bytearray(), bytearray(), bytearray()
+    time_blocks = {w: array(code) for w, code in _TYPECODES.items()}
+    value_blocks = {w: array(code) for w, code in _TYPECODES.items()}
+    raw_block = array("d")
+    for times, values in series.values():
+        counts.append(len(times))
+        first_times.append(times[0])
+        time_widths.append(_append_deltas(time_blocks, times))
+        scale, scaled = _scale(values)
+        scales.append(scale)
+        if scale == RAW:
+            first_values.append(0)
+            value_widths.append(0)
+            raw_block.extend(values)
+        else:
+            first_values.append(scaled[0])
+            value_widths.append(_append_deltas(value_blocks, scaled))
+    columns_bytes = [
+        _bytes(counts), _bytes(first_times), _bytes(first_values),
+        bytes(time_widths), bytes(value_widths), bytes(scales),
+        *(_shuffle(_bytes(block), width) for width, block in time_blocks.items()),
+        *(_shuffle(_bytes(block), width) for width, block in value_blocks.items()),
+        _shuffle(_bytes(raw_block), 8),
+    ]
+    meta = {"zone": sealing.zone, "days": sorted(days.items()), "metrics": list(series)}
+    return _frame(READINGS, sealing, first_sequence, sum(counts), meta, columns_bytes)
+
+
+def encode_documents(sealing: Sealing, first_sequence: int, documents: Sequence[Document]) -> bytes:
+    """Seal documents. Raises PermanentError never; more than 256 types do not fit (WireError)."""
+    types: dict[str, int] = {}
+    days: dict[int, int] = {}
+    type_column = bytearray()
+    observed, business_days, lengths = array("q"), array("i"), array("I")
+    for document in documents:
+        index = types.setdefault(document.type, len(types))
+        if index > 255:
+            raise WireError("too_many_types", "a segment holds at most 256 document types")
+        type_column.append(index)
+        observed.append(UNKNOWN_TIME if document.observed_ms is None else document.observed_ms)
+        business_days.append(document.business_day)
+        lengths.append(len(document.body))
+        days[document.business_day] = days.get(document.business_day, 0) + 1
+    columns = [
+        bytes(type_column), _bytes(observed), _bytes(business_days), _bytes(lengths),
+        *(document.body for document in documents),
+    ]
+    meta = {"zone": sealing.zone, "days": sorted(days.items()), "types": list(types)}
+    return _frame(DOCUMENTS, sealing, first_sequence, len(documents), meta, columns)
+
+
+def decode_header(segment: bytes) -> SegmentHeader:
+    """The header of a segment whose body need not be intact.
+
+    Raises:
+        WireError: ``truncated``, ``bad_magic``, ``unknown_version``, ``header_crc_mismatch``,
+            ``bad_header`` (counts that cannot be).
+    """
+    if len(segment) < HEADER.size:
+        raise WireError("truncated", f"{len(segment)} bytes are less than a header of {HEADER.size}")
+    (magic, version, kind, codec, clock, _zero, epoch, boot_id, first, records, raw_bytes,
+     sealed_ms, sealed_mono_ms, body_bytes, body_crc, header_crc) = HEADER.unpack_from(segment)
+    if magic != _MAGIC:
+        raise WireError("bad_magic", f"segment starts with {magic!r}, not {_MAGIC!r}")
+    if version != _VERSION:
+        raise WireError("unknown_version", f"segment has version {version}, this program knows 1")
+    if zlib.crc32(segment[: HEADER.size - 4]) != header_crc:
+        raise WireError("header_crc_mismatch", "the header's checksum does not match its bytes")
+    if kind not in KIND_NAMES or not 1 <= records <= MAX_RECORDS or first < 1 \
+            or first + records > 2**63 or raw_bytes > MAX_RAW_BYTES:
+        raise WireError("bad_header", f"kind {kind}, first sequence {first}, {records} records, "
+                                      f"{raw_bytes} bytes cannot be")
+    return SegmentHeader(kind, codec, clock, epoch, boot_id, first, records, raw_bytes,
+                         sealed_ms, sealed_mono_ms, body_bytes, body_crc)
+
+
+def decode_body(header: SegmentHeader, segment: bytes) -> tuple[dict[str, Any], memoryview]:
+    """Meta and columns of a segment.
+
+    Returns:
+        the parsed meta with ``days`` checked to add up to the records, and the column bytes.
+
+    Raises:
+        WireError: ``truncated``, ``crc_mismatch``, ``unknown_codec``, ``bad_compression``,
+            ``bad_meta``.
+    """
+    body = memoryview(segment)[HEADER.size:]
+    if len(body) != header.body_bytes:
+        raise WireError("truncated", f"body has {len(body)} bytes, its header says {header.body_bytes}")
+    if zlib.crc32(body) != header.body_crc:
+        raise WireError("crc_mismatch", "the body's checksum does not match its bytes")
+    if header.codec == CODEC_ZLIB:
+        unpacker = zlib.decompressobj()
+        try:
+            raw = unpacker.decompress(body, header.raw_bytes + 1)
+        except zlib.error as error:
+            raise WireError("bad_compression", f"body cannot be unpacked: {error}") from error
+    elif header.codec == CODEC_NONE:
+        raw = bytes(body)
+    else:
+        raise WireError("unknown_codec", f"codec {header.codec} is not known to this program")
+    if len(raw) != header.raw_bytes:
+        raise WireError("bad_compression",
+                        f"body unpacks to {len(raw)} bytes, its header says {header.raw_bytes}")
+    try:
+        (meta_bytes,) = struct.unpack_from("<I", raw)
+        meta = json.loads(raw[4: 4 + meta_bytes])
+        meta["zone"] = str(meta["zone"])
+        meta["days"] = [(int(day), int(count)) for day, count in meta["days"]]
+        total = sum(count for _, count in meta["days"])
+    except (struct.error, ValueError, KeyError, TypeError) as error:
+        raise WireError("bad_meta", f"meta of the segment cannot be read: {error}") from error
+    if total != header.records:
+        raise WireError("bad_meta", f"days add up to {total}, the segment has {header.records}")
+    return meta, memoryview(raw)[4 + meta_bytes:]
+
+
+def decode_readings(segment: bytes) -> list[Reading]:
+    """The readings of a segment in sequence order. Raises WireError."""
+    header = decode_header(segment)
+    meta, columns = decode_body(header, segment)
+    metrics = _names(meta, "metrics")
+    k = len(metrics)
+    reader = _Reader(columns)
+    counts = reader.take("I", k)
+    first_times, first_values = reader.take("q", k), reader.take("q", k)
+    time_widths, value_widths = reader.take("B", k), reader.take("B", k)
+    scales = reader.take("B", k)
+    if sum(counts) != header.records:
+        raise WireError("bad_columns", f"series add up to {sum(counts)}, not {header.records}")
+    time_deltas = _read_blocks(reader, counts, time_widths)
+    value_deltas = _read_blocks(
+        reader, [0 if s == RAW else c for c, s in zip(counts, scales, strict=True)], value_widths)
+    raw_values = iter(reader.take_shuffled("d", sum(
+        c for c, s in zip(counts, scales, strict=True) if s == RAW)))
+    reader.finish()
+    readings = []
+    for i, metric in enumerate(metrics):
+        times = _accumulate(first_times[i], time_deltas[i])
+        if scales[i] == RAW:
+            values = [next(raw_values) for _ in range(counts[i])]
+        else:
+            divisor = float(10 ** scales[i])
+            values = [v / divisor for v in _accumulate(first_values[i], value_deltas[i])]
+        readings += [Reading(metric, t, v) for t, v in zip(times, values, strict=True)]
+    return readings
+
+
+def decode_documents(segment: bytes) -> list[Document]:
+    """The documents of a segment in sequence order. Raises WireError."""
+    header = decode_header(segment)
+    meta, columns = decode_body(header, segment)
+    types = _names(meta, "types")
+    n = header.records
+    reader = _Reader(columns)
+    type_column, observed = reader.take("B", n), reader.take("q", n)
+    business_days, lengths = reader.take("i", n), reader.take("I", n)
+    documents = []
+    for index, ms, day, length in zip(type_column, observed, business_days, lengths, strict=True):
+        if index >= len(types):
+            raise WireError("bad_columns", f"type {index} of {len(types)}")
+        documents.append(Document(types[index], None if ms == UNKNOWN_TIME else ms, day,
+                                  reader.take_bytes(length)))
+    reader.finish()
+    return documents
+
+
+def days_of(days: Iterable[int]) -> dict[int, int]:
+    """Count records per business day, for ``encode_readings``."""
+    counted: dict[int, int] = {}
+    for day in days:
+        counted[day] = counted.get(day, 0) + 1
+    return counted
+
+
+def _frame(kind: int, sealing: Sealing, first_sequence: int, records: int,
+           meta: dict[str, Any], columns: list[bytes]) -> bytes:
+    if not 1 <= records <= MAX_RECORDS:
+        raise WireError("bad_header", f"a segment holds 1 to {MAX_RECORDS} records, not {records}")
+    meta_bytes = json.dumps(meta, separators=(",", ":"), ensure_ascii=False).encode()
+    raw = b"".join([struct.pack("<I", len(meta_bytes)), meta_bytes, *columns])
+    if len(raw) > MAX_RAW_BYTES:
+        raise WireError("too_large", f"{len(raw)} bytes are more than a segment may hold")
+    # Level 6: level 9 gains 1 % for twice the time on a Raspberry Pi; 1 loses 12 %.
+    body, codec = zlib.compress(raw, 6), CODEC_ZLIB
+    if len(body) >= len(raw):
+        body, codec = raw, CODEC_NONE
+    header = HEADER.pack(
+        _MAGIC, _VERSION, kind, codec, sealing.clock, 0, sealing.epoch, sealing.boot_id,
+        first_sequence, records, len(raw), sealing.sealed_ms, sealing.sealed_mono_ms,
+        len(body), zlib.crc32(body), 0)[:-4]
+    return b"".join([header, struct.pack("<I", zlib.crc32(header)), body])
+
+
+def _scale(values: list[float]) -> tuple[int, list[int]]:
+    """The smallest scale at which every value is integer / 10**scale exactly, with the integers."""
+    scale = 0
+    while scale <= _MAX_SCALE:
+        factor = float(10**scale)
+        try:
+            scaled = [round(v * factor) for v in values]
+        except (OverflowError, ValueError):  # infinity, NaN
+            return RAW, []
+        if all(i / factor == v for i, v in zip(scaled, values, strict=True)):
+            if max(scaled) >= _EXACT or min(scaled) <= -_EXACT:
+                return RAW, []
+            return scale, scaled
+        scale += 1
+    return RAW, []
+
+
+def _append_deltas(blocks: dict[int, array[int]], values: list[int]) -> int:
+    """Append the deltas of a column to the block of its width; returns that width (0: all zero)."""
+    deltas = [0]
+    deltas += [b - a for a, b in zip(values, values[1:], strict=False)]
+    low, high = min(deltas), max(deltas)
+    if low == high == 0:
+        return 0
+    for width in (1, 2, 4, 8):
+        limit = 1 << (8 * width - 1)
+        if -limit <= low and high < limit:
+            blocks[width].extend(deltas)
+            return width
+    raise WireError("bad_columns", f"steps of {low} .. {high} do not fit 64 bits")
+
+
+def _bytes(column: array[Any]) -> bytes:
+    if sys.byteorder == "big":
+        column = array(column.typecode, column)
+        column.byteswap()
+    return column.tobytes()
+
+
+def _shuffle(block: bytes, width: int) -> bytes:
+    """All first bytes, then all second bytes …: like bytes stand together and compress."""
+    return block if width == 1 else b"".join(block[i::width] for i in range(width))
+
+
+def _unshuffle(block: bytes, width: int) -> bytes:
+    if width == 1:
+        return block
+    n = len(block) // width
+    out = bytearray(len(block))
+    for i in range(width):
+        out[i::width] = block[i * n: (i + 1) * n]
+    return bytes(out)
+
+
+class _Reader:
+    """Takes typed columns off a buffer, in order."""
+
+    def __init__(self, buffer: memoryview) -> None:
+        self._buffer = buffer
+        self._at = 0
+
+    def take_bytes(self, size: int) -> bytes:
+        end = self._at + size
+        if size < 0 or end > len(self._buffer):
+            raise WireError("bad_columns", f"columns end at {len(self._buffer)}, {end} was needed")
+        piece = bytes(self._buffer[self._at: end])
+        self._at = end
+        return piece
+
+    def take(self, typecode: str, n: int) -> list[int]:
+        column = array(typecode)
+        column.frombytes(self.take_bytes(n * column.itemsize))
+        if sys.byteorder == "big":
+            column.byteswap()
+        return column.tolist()
+
+    def take_shuffled(self, typecode: str, n: int) -> list[Any]:
+        column = array(typecode)
+        column.frombytes(_unshuffle(self.take_bytes(n * column.itemsize), column.itemsize))
+        if sys.byteorder == "big":
+            column.byteswap()
+        return column.tolist()
+
+    def finish(self) -> None:
+        if self._at != len(self._buffer):
+            raise WireError("bad_columns", f"{len(self._buffer) - self._at} bytes too many")
+
+
+def _read_blocks(reader: _Reader, counts: list[int], widths: list[int]) -> list[list[int]]:
+    """Deltas of each series; series of one width share a block."""
+    if any(width not in (0, 1, 2, 4, 8) for width in widths):
+        raise WireError("bad_columns", f"widths {sorted(set(widths))} are not 0, 1, 2, 4 or 8")
+    deltas: list[list[int]] = [[0] * count for count in counts]
+    for width, typecode in _TYPECODES.items():
+        members = [i for i, w in enumerate(widths) if w == width]
+        block = reader.take_shuffled(typecode, sum(counts[i] for i in members))
+        at = 0
+        for i in members:
+            deltas[i] = block[at: at + counts[i]]
+            at += counts[i]
+    return deltas
+
+
+def _accumulate(first: int, deltas: list[int]) -> list[int]:
+    out = []
+    for delta in deltas:
+        first += delta
+        out.append(first)
+    return out
+
+
+def _names(meta: dict[str, Any], key: str) -> list[str]:
+    names = meta.get(key)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise WireError("bad_meta", f"meta has no list {key!r}")
+    return names
+
+
+__all__ = [
+    "CLOCK_SYNCED", "CLOCK_UNKNOWN", "CLOCK_UNSYNCED", "CODEC_NONE", "CODEC_ZLIB", "DOCUMENTS",
+    "HEADER", "KIND_NAMES", "MAX_RAW_BYTES", "RAW", "READINGS", "UNKNOWN_DAY", "UNKNOWN_TIME",
+    "Document", "Reading", "Sealing", "SegmentHeader", "days_of", "decode_body",
+    "decode_documents", "decode_header", "decode_readings", "encode_documents", "encode_readings",
+]
