@@ -96,9 +96,7 @@ def run_broker(port: int, *, version5_port: int | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     failures: list[str] = []
-    thread = threading.Thread(
-        target=_serve, args=(broker, failures), name="rumqttd", daemon=True
-    )
+    thread = threading.Thread(target=_serve, args=(broker, failures), name="rumqttd", daemon=True)
     thread.start()
     log.info("broker.started", host=HOST, port=port, version5_port=version5_port)
     # The thread waits in native code; half a second is how late we notice that it has ended.

@@ -76,8 +76,12 @@ def translate(error: psycopg.Error) -> ScoutError:
     message = str(error).strip().replace("\n", " ")
     if state.startswith("28") or state == "3D000":
         return ConfigError(f"PostgreSQL refused the connection: {message}", "check SCOUT_DATABASE_DSN")
-    # 08 connection, 53 resources, 57P admin shutdown and crash recovery, 40 rollback, 55P03 lock
-    if not state or state[:2] in ("08", "53", "40") or state.startswith("57P") or state == "55P03":
+    if not state and isinstance(error, (psycopg.DataError, psycopg.ProgrammingError)):
+        # psycopg itself refused a value (NUL in a text): a retry would refuse it for ever.
+        return PermanentError(f"a value cannot be sent to PostgreSQL: {message}")
+    # 08 connection, 25006 a standby, 40 rollback, 53 resources, 55P03 lock, 57 shutdown, crash
+    # recovery and cancelled by an operator, 58 disk of the server
+    if not state or state[:2] in ("08", "40", "53", "57", "58") or state in ("25006", "55P03"):
         return TransientError(f"PostgreSQL is not available: {message}")
     return PermanentError(f"PostgreSQL refused the statement ({state}): {message}")
 

@@ -40,8 +40,8 @@ def configure(*, json: bool = False, level: str = "info") -> None:
 
 
 def get(name: str) -> Any:
-    """A logger whose lines carry ``logger=name``."""
-    return structlog.get_logger(logger=name)
+    """A logger whose lines carry ``component=name``."""
+    return structlog.get_logger(component=name)
 
 
 def _thin_repeats(
@@ -50,7 +50,7 @@ def _thin_repeats(
     """A repeated warning or error is written once per REPEAT_SECONDS, with the count in between."""
     if method not in ("warning", "error"):
         return event
-    key = (str(event.get("logger")), str(event.get("event")))
+    key = (str(event.get("component")), str(event.get("event")))
     now = time.monotonic()
     since, held = _counts.get(key, (-REPEAT_SECONDS, 0))
     if now - since < REPEAT_SECONDS:

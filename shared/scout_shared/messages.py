@@ -1,4 +1,4 @@
-"""The small JSON messages beside the segments: receipt (hub to device), hello and status (device to hub).
+"""The small JSON messages beside the segments: receipt (to the device), hello and status (from it).
 
 Unknown fields are ignored, so that either end may be newer. Receipts flow back; nothing else does.
 """
@@ -6,10 +6,14 @@ Unknown fields are ignored, so that either end may be newer. Receipts flow back;
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from scout_shared.errors import WireError
+
+_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What decoding foreign JSON may raise; the last two: Infinity, and very many brackets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +57,13 @@ class Receipt:
             m = json.loads(payload)
             return cls(
                 epoch=_epoch(m["e"]),
-                watermark=int(m["a"]),
-                ranges=tuple((int(lo), int(hi)) for lo, hi in m.get("r", ())),
-                credit=int(m.get("c", 1)),
+                watermark=_count(m["a"]),
+                ranges=tuple(_range(lo, hi) for lo, hi in m.get("r", ())),
+                credit=_count(m.get("c", 1)),
                 hub_time_ms=int(m.get("t", 0)),
-                ledger_version=int(m.get("l", 0)),
+                ledger_version=_count(m.get("l", 0)),
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except _UNREADABLE as error:
             raise WireError("bad_receipt", f"receipt {payload[:80]!r} cannot be read") from error
 
 
@@ -141,26 +145,48 @@ class Hello:
                 boot_id=str(m["boot"]),
                 zone=str(m["zone"]),
                 version=str(m["version"]),
-                acked=int(m["acked"]),
-                next_sequence=int(m["next"]),
-                unsealed_records=int(m["unsealed"]),
-                buffer_bytes=int(m["buffer_bytes"]),
+                acked=_count(m["acked"]),
+                next_sequence=_count(m["next"]),
+                unsealed_records=_count(m["unsealed"]),
+                buffer_bytes=_count(m["buffer_bytes"]),
                 oldest_unsent_ms=None if oldest is None else int(oldest),
                 device_time_ms=int(m["device_time_ms"]),
-                interval_seconds=float(m["interval_seconds"]),
-                ledger_version=int(m.get("ledger_version", 0)),
-                ledger=tuple(LedgerEntry(int(d), int(k), int(n)) for d, k, n in m.get("ledger", ())),
-                clock_synced=m.get("clock_synced"),
+                interval_seconds=_duration(m["interval_seconds"]),
+                ledger_version=_count(m.get("ledger_version", 0)),
+                ledger=tuple(
+                    LedgerEntry(int(d), int(k), int(n)) for d, k, n in m.get("ledger", ())
+                ),
+                clock_synced=None if m.get("clock_synced") is None else bool(m["clock_synced"]),
                 counters={str(k): int(v) for k, v in m.get("counters", {}).items()},
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except _UNREADABLE as error:
             raise WireError("bad_hello", f"hello {payload[:80]!r} cannot be read") from error
 
 
 def status_message(online: bool, boot_id: str, time_ms: int | None) -> bytes:
-    """Payload of ``up/s``. The will carries no time: nobody knows at connect when it will be sent."""
+    """Payload of ``up/s``. The will carries no time: when it will be sent is not known then."""
     message: dict[str, Any] = {"v": 1, "online": online, "boot": boot_id, "time_ms": time_ms}
     return json.dumps(message, separators=(",", ":")).encode()
+
+
+def _count(value: Any) -> int:
+    """A whole number of 0 or more: a watermark of 1.5 must not become 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{value!r} is not a count")
+    return value
+
+
+def _range(low: Any, high: Any) -> tuple[int, int]:
+    if not 1 <= _count(low) <= _count(high):
+        raise ValueError(f"{low} to {high} is not a range of sequences")
+    return low, high
+
+
+def _duration(value: Any) -> float:
+    seconds = float(value)
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"{value!r} is not a duration")
+    return seconds
 
 
 def _epoch(text: str) -> bytes:

@@ -38,15 +38,21 @@ def load(cls: type[T], path: Path | None, environ: Mapping[str, str] = os.enviro
     try:
         document = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise ConfigError(f"settings file {path} cannot be read: {error.strerror}",
-                          "give an existing file with --config") from error
+        raise ConfigError(
+            f"settings file {path} cannot be read: {error.strerror}",
+            "give an existing file with --config",
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"settings file {path} is not TOML: {error}") from error
     return decode(cls, document, environ, where=str(path))
 
 
-def decode(cls: type[T], document: Mapping[str, Any], environ: Mapping[str, str] = os.environ,
-           where: str = "settings") -> T:
+def decode(
+    cls: type[T],
+    document: Mapping[str, Any],
+    environ: Mapping[str, str] = os.environ,
+    where: str = "settings",
+) -> T:
     """Decode a mapping into the dataclass ``cls``. Raises ConfigError."""
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T is a dataclass
@@ -56,10 +62,13 @@ def decode(cls: type[T], document: Mapping[str, Any], environ: Mapping[str, str]
             near = difflib.get_close_matches(key, fields, n=1)
             raise ConfigError(
                 f"{where}: unknown key {key!r}",
-                f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(fields)}")
+                f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(fields)}",
+            )
         if "variable" in fields[key].metadata:
-            raise ConfigError(f"{where}: {key!r} is a secret and must not stand in a file",
-                              f"set the environment variable {fields[key].metadata['variable']}")
+            raise ConfigError(
+                f"{where}: {key!r} is a secret and must not stand in a file",
+                f"set the environment variable {fields[key].metadata['variable']}",
+            )
         values[key] = _value(hints[key], value, environ, f"{where}: {key}")
     for name, field in fields.items():
         variable = field.metadata.get("variable")
@@ -67,8 +76,13 @@ def decode(cls: type[T], document: Mapping[str, Any], environ: Mapping[str, str]
             values[name] = environ.get(variable, "")
         elif name not in values and dataclasses.is_dataclass(hints[name]):
             values[name] = _value(hints[name], {}, environ, f"{where}: {name}")
-    missing = [n for n, f in fields.items() if n not in values
-               and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    missing = [
+        n
+        for n, f in fields.items()
+        if n not in values
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    ]
     if missing:
         raise ConfigError(f"{where}: {', '.join(map(repr, missing))} must be set")
     return cls(**values)
@@ -92,7 +106,10 @@ def _value(hint: Any, value: Any, environ: Mapping[str, str], where: str) -> Any
         return Path(value).expanduser()
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(hint, type) and isinstance(value, hint) and not (
-            hint is int and isinstance(value, bool)):
+    if (
+        isinstance(hint, type)
+        and isinstance(value, hint)
+        and not (hint is int and isinstance(value, bool))
+    ):
         return value
     raise ConfigError(f"{where} must be {getattr(hint, '__name__', hint)}, not {value!r}")

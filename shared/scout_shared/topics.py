@@ -74,5 +74,7 @@ def parse_up(topic: str) -> UpTopic:
         or not _NAME.fullmatch(parts[2])
         or not _NAME.fullmatch(parts[3])
     ):
-        raise WireError("bad_topic", f"topic {topic!r} is not {PREFIX}/<store>/<device>/up/<channel>")
+        raise WireError(
+            "bad_topic", f"topic {topic!r} is not {PREFIX}/<store>/<device>/up/<channel>"
+        )
     return UpTopic(parts[2], parts[3], parts[5])

@@ -28,7 +28,8 @@ series in the order of acceptance. Columns: counts u32[k], first time i64[k] (ms
 i64[k], time width u8[k], value width u8[k], scale u8[k]; then time deltas and value deltas, each
 as one byte-shuffled block for width 1, 2, 4, 8 (each series has a leading zero delta; width 0 has
 no bytes: all deltas are zero); then the byte-shuffled float64 block of the series whose scale is
-RAW. A scaled value is integer / 10**scale, exactly (one correctly rounded division).
+RAW. A scaled value is integer / 10**scale, exactly (one correctly rounded division); only the sign
+of a negative zero is not kept.
 
 Documents (meta adds ``types``, a dictionary): type index u8[n], observed i64[n] (ms UTC or
 UNKNOWN_TIME), business day i32[n], length u32[n], then the bodies: JSON in UTF-8.
@@ -45,8 +46,11 @@ import struct
 import sys
 import zlib
 from array import array
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress, count
+from operator import ne, sub
 from typing import Any, NamedTuple
 
 from scout_shared.errors import WireError
@@ -64,6 +68,8 @@ HEADER = struct.Struct("<2sBBBBH16s16sQIIqqIII")
 MAX_RAW_BYTES = 16 * 1024 * 1024
 """A body that unpacks to more is refused before it is unpacked."""
 MAX_RECORDS = 1_000_000
+MAX_TYPES = 256
+"""Types of documents in one segment: their index is one byte."""
 
 _MAGIC, _VERSION = b"SC", 1
 _MAX_SCALE = 9
@@ -128,24 +134,30 @@ class SegmentHeader:
         return self.first_sequence + self.records - 1
 
 
-def encode_readings(sealing: Sealing, first_sequence: int, readings: Iterable[Reading],
-                    days: Mapping[int, int]) -> bytes:
-    """Seal readings. ``days``: records per business day, adding up to the number of readings."""
-    series: dict[str, tuple[list[int], list[float]]] = {}
-    for metric, observed_ms, value in readings:
-        columns = series.get(metric)
-        if columns is None:
-            columns = series[metric] = ([], [])
-        columns[0].append(observed_ms)
-        columns[1].append(value)
+def encode_readings(
+    sealing: Sealing, first_sequence: int, readings: Iterable[Reading], days: Mapping[int, int]
+) -> bytes:
+    """Seal readings. ``days``: records per business day, adding up to the number of readings.
+
+    Raises:
+        WireError: no record or too many, a time or a step between two that 64 bits do not hold, or
+            a name that is not text.
+    """
+    series: defaultdict[str, list[Reading]] = defaultdict(list)
+    for reading in readings:
+        series[reading[0]].append(reading)
     counts, first_times, first_values = array("I"), array("q"), array("q")
     time_widths, value_widths, scales = bytearray(), bytearray(), bytearray()
     time_blocks = {w: array(code) for w, code in _TYPECODES.items()}
     value_blocks = {w: array(code) for w, code in _TYPECODES.items()}
     raw_block = array("d")
-    for times, values in series.values():
+    for group in series.values():
+        _, times, values = zip(*group, strict=True)
         counts.append(len(times))
-        first_times.append(times[0])
+        try:
+            first_times.append(times[0])
+        except OverflowError as error:
+            raise WireError("bad_columns", f"time {times[0]} does not fit 64 bits") from error
         time_widths.append(_append_deltas(time_blocks, times))
         scale, scaled = _scale(values)
         scales.append(scale)
@@ -157,8 +169,12 @@ def encode_readings(sealing: Sealing, first_sequence: int, readings: Iterable[Re
             first_values.append(scaled[0])
             value_widths.append(_append_deltas(value_blocks, scaled))
     columns_bytes = [
-        _bytes(counts), _bytes(first_times), _bytes(first_values),
-        bytes(time_widths), bytes(value_widths), bytes(scales),
+        _bytes(counts),
+        _bytes(first_times),
+        _bytes(first_values),
+        bytes(time_widths),
+        bytes(value_widths),
+        bytes(scales),
         *(_shuffle(_bytes(block), width) for width, block in time_blocks.items()),
         *(_shuffle(_bytes(block), width) for width, block in value_blocks.items()),
         _shuffle(_bytes(raw_block), 8),
@@ -168,22 +184,30 @@ def encode_readings(sealing: Sealing, first_sequence: int, readings: Iterable[Re
 
 
 def encode_documents(sealing: Sealing, first_sequence: int, documents: Sequence[Document]) -> bytes:
-    """Seal documents. Raises PermanentError never; more than 256 types do not fit (WireError)."""
+    """Seal documents.
+
+    Raises:
+        WireError: no document or too many, more than 256 types, more bytes than MAX_RAW_BYTES, or
+            a type that is not text.
+    """
     types: dict[str, int] = {}
     days: dict[int, int] = {}
     type_column = bytearray()
     observed, business_days, lengths = array("q"), array("i"), array("I")
     for document in documents:
         index = types.setdefault(document.type, len(types))
-        if index > 255:
-            raise WireError("too_many_types", "a segment holds at most 256 document types")
+        if index >= MAX_TYPES:
+            raise WireError("too_many_types", f"a segment holds at most {MAX_TYPES} types")
         type_column.append(index)
         observed.append(UNKNOWN_TIME if document.observed_ms is None else document.observed_ms)
         business_days.append(document.business_day)
         lengths.append(len(document.body))
         days[document.business_day] = days.get(document.business_day, 0) + 1
     columns = [
-        bytes(type_column), _bytes(observed), _bytes(business_days), _bytes(lengths),
+        bytes(type_column),
+        _bytes(observed),
+        _bytes(business_days),
+        _bytes(lengths),
         *(document.body for document in documents),
     ]
     meta = {"zone": sealing.zone, "days": sorted(days.items()), "types": list(types)}
@@ -198,21 +222,58 @@ def decode_header(segment: bytes) -> SegmentHeader:
             ``bad_header`` (counts that cannot be).
     """
     if len(segment) < HEADER.size:
-        raise WireError("truncated", f"{len(segment)} bytes are less than a header of {HEADER.size}")
-    (magic, version, kind, codec, clock, _zero, epoch, boot_id, first, records, raw_bytes,
-     sealed_ms, sealed_mono_ms, body_bytes, body_crc, header_crc) = HEADER.unpack_from(segment)
+        raise WireError(
+            "truncated", f"{len(segment)} bytes are less than a header of {HEADER.size}"
+        )
+    (
+        magic,
+        version,
+        kind,
+        codec,
+        clock,
+        _zero,
+        epoch,
+        boot_id,
+        first,
+        records,
+        raw_bytes,
+        sealed_ms,
+        sealed_mono_ms,
+        body_bytes,
+        body_crc,
+        header_crc,
+    ) = HEADER.unpack_from(segment)
     if magic != _MAGIC:
         raise WireError("bad_magic", f"segment starts with {magic!r}, not {_MAGIC!r}")
     if version != _VERSION:
         raise WireError("unknown_version", f"segment has version {version}, this program knows 1")
     if zlib.crc32(segment[: HEADER.size - 4]) != header_crc:
         raise WireError("header_crc_mismatch", "the header's checksum does not match its bytes")
-    if kind not in KIND_NAMES or not 1 <= records <= MAX_RECORDS or first < 1 \
-            or first + records > 2**63 or raw_bytes > MAX_RAW_BYTES:
-        raise WireError("bad_header", f"kind {kind}, first sequence {first}, {records} records, "
-                                      f"{raw_bytes} bytes cannot be")
-    return SegmentHeader(kind, codec, clock, epoch, boot_id, first, records, raw_bytes,
-                         sealed_ms, sealed_mono_ms, body_bytes, body_crc)
+    if (
+        kind not in KIND_NAMES
+        or not 1 <= records <= MAX_RECORDS
+        or first < 1
+        or first + records > 2**63
+        or raw_bytes > MAX_RAW_BYTES
+    ):
+        raise WireError(
+            "bad_header",
+            f"kind {kind}, first sequence {first}, {records} records, {raw_bytes} bytes cannot be",
+        )
+    return SegmentHeader(
+        kind,
+        codec,
+        clock,
+        epoch,
+        boot_id,
+        first,
+        records,
+        raw_bytes,
+        sealed_ms,
+        sealed_mono_ms,
+        body_bytes,
+        body_crc,
+    )
 
 
 def decode_body(header: SegmentHeader, segment: bytes) -> tuple[dict[str, Any], memoryview]:
@@ -225,9 +286,11 @@ def decode_body(header: SegmentHeader, segment: bytes) -> tuple[dict[str, Any], 
         WireError: ``truncated``, ``crc_mismatch``, ``unknown_codec``, ``bad_compression``,
             ``bad_meta``.
     """
-    body = memoryview(segment)[HEADER.size:]
+    body = memoryview(segment)[HEADER.size :]
     if len(body) != header.body_bytes:
-        raise WireError("truncated", f"body has {len(body)} bytes, its header says {header.body_bytes}")
+        raise WireError(
+            "truncated", f"body has {len(body)} bytes, its header says {header.body_bytes}"
+        )
     if zlib.crc32(body) != header.body_crc:
         raise WireError("crc_mismatch", "the body's checksum does not match its bytes")
     if header.codec == CODEC_ZLIB:
@@ -236,24 +299,31 @@ def decode_body(header: SegmentHeader, segment: bytes) -> tuple[dict[str, Any], 
             raw = unpacker.decompress(body, header.raw_bytes + 1)
         except zlib.error as error:
             raise WireError("bad_compression", f"body cannot be unpacked: {error}") from error
+        if len(raw) == header.raw_bytes and (not unpacker.eof or unpacker.unused_data):
+            raise WireError("bad_compression", "body is not one whole zlib stream")
     elif header.codec == CODEC_NONE:
         raw = bytes(body)
     else:
         raise WireError("unknown_codec", f"codec {header.codec} is not known to this program")
     if len(raw) != header.raw_bytes:
-        raise WireError("bad_compression",
-                        f"body unpacks to {len(raw)} bytes, its header says {header.raw_bytes}")
+        raise WireError(
+            "bad_compression",
+            f"body unpacks to {len(raw)} bytes, its header says {header.raw_bytes}",
+        )
     try:
         (meta_bytes,) = struct.unpack_from("<I", raw)
-        meta = json.loads(raw[4: 4 + meta_bytes])
+        meta = json.loads(raw[4 : 4 + meta_bytes])
         meta["zone"] = str(meta["zone"])
         meta["days"] = [(int(day), int(count)) for day, count in meta["days"]]
-        total = sum(count for _, count in meta["days"])
-    except (struct.error, ValueError, KeyError, TypeError) as error:
+    # RecursionError: a hostile meta of many brackets; OverflowError: Infinity is a number to json.
+    except (struct.error, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise WireError("bad_meta", f"meta of the segment cannot be read: {error}") from error
+    if any(count < 1 or not UNKNOWN_DAY <= day < 2**31 for day, count in meta["days"]):
+        raise WireError("bad_meta", f"days {meta['days'][:10]} cannot be")
+    total = sum(count for _, count in meta["days"])
     if total != header.records:
         raise WireError("bad_meta", f"days add up to {total}, the segment has {header.records}")
-    return meta, memoryview(raw)[4 + meta_bytes:]
+    return meta, memoryview(raw)[4 + meta_bytes :]
 
 
 def decode_readings(segment: bytes) -> list[Reading]:
@@ -269,11 +339,15 @@ def decode_readings(segment: bytes) -> list[Reading]:
     scales = reader.take("B", k)
     if sum(counts) != header.records:
         raise WireError("bad_columns", f"series add up to {sum(counts)}, not {header.records}")
+    if any(scale > _MAX_SCALE and scale != RAW for scale in scales):
+        raise WireError("bad_columns", f"scales {sorted(set(scales))} are not 0 to 9 or 255")
     time_deltas = _read_blocks(reader, counts, time_widths)
     value_deltas = _read_blocks(
-        reader, [0 if s == RAW else c for c, s in zip(counts, scales, strict=True)], value_widths)
-    raw_values = iter(reader.take_shuffled("d", sum(
-        c for c, s in zip(counts, scales, strict=True) if s == RAW)))
+        reader, [0 if s == RAW else c for c, s in zip(counts, scales, strict=True)], value_widths
+    )
+    raw_values = iter(
+        reader.take_shuffled("d", sum(c for c, s in zip(counts, scales, strict=True) if s == RAW))
+    )
     reader.finish()
     readings = []
     for i, metric in enumerate(metrics):
@@ -300,8 +374,11 @@ def decode_documents(segment: bytes) -> list[Document]:
     for index, ms, day, length in zip(type_column, observed, business_days, lengths, strict=True):
         if index >= len(types):
             raise WireError("bad_columns", f"type {index} of {len(types)}")
-        documents.append(Document(types[index], None if ms == UNKNOWN_TIME else ms, day,
-                                  reader.take_bytes(length)))
+        documents.append(
+            Document(
+                types[index], None if ms == UNKNOWN_TIME else ms, day, reader.take_bytes(length)
+            )
+        )
     reader.finish()
     return documents
 
@@ -314,11 +391,20 @@ def days_of(days: Iterable[int]) -> dict[int, int]:
     return counted
 
 
-def _frame(kind: int, sealing: Sealing, first_sequence: int, records: int,
-           meta: dict[str, Any], columns: list[bytes]) -> bytes:
+def _frame(  # noqa: PLR0917 - the parts of a frame, in their order on the wire
+    kind: int,
+    sealing: Sealing,
+    first_sequence: int,
+    records: int,
+    meta: dict[str, Any],
+    columns: list[bytes],
+) -> bytes:
     if not 1 <= records <= MAX_RECORDS:
         raise WireError("bad_header", f"a segment holds 1 to {MAX_RECORDS} records, not {records}")
-    meta_bytes = json.dumps(meta, separators=(",", ":"), ensure_ascii=False).encode()
+    try:
+        meta_bytes = json.dumps(meta, separators=(",", ":"), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair
+        raise WireError("bad_meta", f"a name is not text: {error}") from error
     raw = b"".join([struct.pack("<I", len(meta_bytes)), meta_bytes, *columns])
     if len(raw) > MAX_RAW_BYTES:
         raise WireError("too_large", f"{len(raw)} bytes are more than a segment may hold")
@@ -327,33 +413,55 @@ def _frame(kind: int, sealing: Sealing, first_sequence: int, records: int,
     if len(body) >= len(raw):
         body, codec = raw, CODEC_NONE
     header = HEADER.pack(
-        _MAGIC, _VERSION, kind, codec, sealing.clock, 0, sealing.epoch, sealing.boot_id,
-        first_sequence, records, len(raw), sealing.sealed_ms, sealing.sealed_mono_ms,
-        len(body), zlib.crc32(body), 0)[:-4]
+        _MAGIC,
+        _VERSION,
+        kind,
+        codec,
+        sealing.clock,
+        0,
+        sealing.epoch,
+        sealing.boot_id,
+        first_sequence,
+        records,
+        len(raw),
+        sealing.sealed_ms,
+        sealing.sealed_mono_ms,
+        len(body),
+        zlib.crc32(body),
+        0,
+    )[:-4]
     return b"".join([header, struct.pack("<I", zlib.crc32(header)), body])
 
 
-def _scale(values: list[float]) -> tuple[int, list[int]]:
-    """The smallest scale at which every value is integer / 10**scale exactly, with the integers."""
-    scale = 0
-    while scale <= _MAX_SCALE:
-        factor = float(10**scale)
-        try:
-            scaled = [round(v * factor) for v in values]
-        except (OverflowError, ValueError):  # infinity, NaN
-            return RAW, []
-        if all(i / factor == v for i, v in zip(scaled, values, strict=True)):
-            if max(scaled) >= _EXACT or min(scaled) <= -_EXACT:
+def _scale(values: Sequence[float]) -> tuple[int, list[int]]:
+    """The smallest scale at which every value is integer / 10**scale exactly, with the integers.
+
+    What is exact at one scale is exact at the next too, so the scale only has to grow at the first
+    value that does not fit: mostly one pass instead of one per scale.
+    """
+    scale, at = 0, 0
+    scaled: list[int] = []
+    try:
+        while True:
+            factor = float(10**scale)
+            if round(values[at] * factor) / factor == values[at]:
+                scaled = [round(v * factor) for v in values]
+                at = next(compress(count(), map(ne, [i / factor for i in scaled], values)), -1)
+                if at < 0:
+                    break
+            scale += 1
+            if scale > _MAX_SCALE:
                 return RAW, []
-            return scale, scaled
-        scale += 1
-    return RAW, []
+    except (OverflowError, ValueError):  # infinity, NaN
+        return RAW, []
+    if max(scaled) >= _EXACT or min(scaled) <= -_EXACT:
+        return RAW, []
+    return scale, scaled
 
 
-def _append_deltas(blocks: dict[int, array[int]], values: list[int]) -> int:
+def _append_deltas(blocks: dict[int, array[int]], values: Sequence[int]) -> int:
     """Append the deltas of a column to the block of its width; returns that width (0: all zero)."""
-    deltas = [0]
-    deltas += [b - a for a, b in zip(values, values[1:], strict=False)]
+    deltas = [0, *map(sub, values[1:], values)]
     low, high = min(deltas), max(deltas)
     if low == high == 0:
         return 0
@@ -383,7 +491,7 @@ def _unshuffle(block: bytes, width: int) -> bytes:
     n = len(block) // width
     out = bytearray(len(block))
     for i in range(width):
-        out[i::width] = block[i * n: (i + 1) * n]
+        out[i::width] = block[i * n : (i + 1) * n]
     return bytes(out)
 
 
@@ -398,7 +506,7 @@ class _Reader:
         end = self._at + size
         if size < 0 or end > len(self._buffer):
             raise WireError("bad_columns", f"columns end at {len(self._buffer)}, {end} was needed")
-        piece = bytes(self._buffer[self._at: end])
+        piece = bytes(self._buffer[self._at : end])
         self._at = end
         return piece
 
@@ -431,7 +539,7 @@ def _read_blocks(reader: _Reader, counts: list[int], widths: list[int]) -> list[
         block = reader.take_shuffled(typecode, sum(counts[i] for i in members))
         at = 0
         for i in members:
-            deltas[i] = block[at: at + counts[i]]
+            deltas[i] = block[at : at + counts[i]]
             at += counts[i]
     return deltas
 
@@ -452,8 +560,30 @@ def _names(meta: dict[str, Any], key: str) -> list[str]:
 
 
 __all__ = [
-    "CLOCK_SYNCED", "CLOCK_UNKNOWN", "CLOCK_UNSYNCED", "CODEC_NONE", "CODEC_ZLIB", "DOCUMENTS",
-    "HEADER", "KIND_NAMES", "MAX_RAW_BYTES", "RAW", "READINGS", "UNKNOWN_DAY", "UNKNOWN_TIME",
-    "Document", "Reading", "Sealing", "SegmentHeader", "days_of", "decode_body",
-    "decode_documents", "decode_header", "decode_readings", "encode_documents", "encode_readings",
+    "CLOCK_SYNCED",
+    "CLOCK_UNKNOWN",
+    "CLOCK_UNSYNCED",
+    "CODEC_NONE",
+    "CODEC_ZLIB",
+    "DOCUMENTS",
+    "HEADER",
+    "KIND_NAMES",
+    "MAX_RAW_BYTES",
+    "MAX_RECORDS",
+    "MAX_TYPES",
+    "RAW",
+    "READINGS",
+    "UNKNOWN_DAY",
+    "UNKNOWN_TIME",
+    "Document",
+    "Reading",
+    "Sealing",
+    "SegmentHeader",
+    "days_of",
+    "decode_body",
+    "decode_documents",
+    "decode_header",
+    "decode_readings",
+    "encode_documents",
+    "encode_readings",
 ]

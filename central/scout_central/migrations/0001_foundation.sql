@@ -154,12 +154,28 @@ create table metadata.quarantine (
     business_date date,
     payload jsonb,
     raw bytea,
+    sha256 bytea,
     attempts int not null default 1,
     state text not null default 'open' check (state in ('open', 'replayed', 'discarded')),
     quarantined_at timestamptz not null default now()
 );
 create index on metadata.quarantine (dataset, reason) where state = 'open';
 create index on metadata.quarantine (stream_id, sequence);
+create unique index quarantine_raw on metadata.quarantine (stream_id, sequence, sha256) nulls not distinct
+where sha256 is not null;
+comment on column metadata.quarantine.sha256 is 'of raw, for whole segments: the same bytes are kept once, with a count of attempts';
+
+-- Why jsonb refuses a document, or null: finds the bad ones after a COPY of many failed.
+create function metadata.jsonb_error(document bytea) returns text
+language plpgsql immutable parallel safe as $$
+begin
+    perform convert_from(document, 'UTF8')::jsonb;
+    return null;
+exception
+    when data_exception or program_limit_exceeded then
+        return sqlerrm;
+end
+$$;
 
 -- Bronze: everything raw, append only, by day of receipt. No per-row unique index: the stream's
 -- multirange already keeps a sequence from being stored twice (494 k rows/s against 244 k).

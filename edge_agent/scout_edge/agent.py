@@ -1,0 +1,220 @@
+"""The agent: one buffer, its sources in threads, its forwarder in the event loop.
+
+Start: open the buffer, open each source, then run. Stop: sources first, then seal and send for
+``drain_seconds``, say "offline", close. What is left waits in the buffer for the next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from scout_edge.buffer import Buffer
+from scout_edge.config import EdgeSettings
+from scout_edge.forwarder import Forwarder
+from scout_edge.metrics import AgentMetrics
+from scout_edge.sources import Source
+from scout_edge.sources.http import HttpDoor
+from scout_edge.sources.system import SystemSource
+from scout_shared import __version__, logs
+from scout_shared.errors import ScoutError, TransientError
+
+_MAX_DELAY_SECONDS = 60.0
+_JOIN_SECONDS = 5.0  # a source that does not stop in this time is left behind: it is a daemon
+
+log = logs.get("agent")
+
+
+class Agent:
+    """Everything that one device runs.
+
+    Raises:
+        ConfigError, PermanentError: the buffer or the TLS files cannot be used.
+    """
+
+    def __init__(self, settings: EdgeSettings) -> None:
+        self.settings = settings
+        self.buffer = _open_buffer(settings)
+        try:
+            self.metrics = AgentMetrics(self.buffer)
+            self.forwarder = _forwarder(settings, self.buffer, self.metrics)
+        except BaseException:
+            self.buffer.close()
+            raise
+        self.sources: list[Source] = []
+        if settings.http.enabled:
+            door = HttpDoor(
+                self.buffer,
+                self.metrics,
+                self.status,
+                host=settings.http.host,
+                port=settings.http.port,
+            )
+            self.sources.append(door)
+        if settings.system.enabled:
+            seconds = settings.system.interval_seconds
+            disk = settings.buffer.path.parent
+            self.sources.append(SystemSource(self.buffer, interval_seconds=seconds, disk=disk))
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until ``stop`` is set, then stop in order.
+
+        Raises:
+            ScoutError: a source cannot start or cannot go on; everything was stopped in order.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.buffer.close)
+            for source in self.sources:
+                stack.callback(source.close)
+                source.open()
+            await self._run(stop)
+
+    async def _run(self, stop: asyncio.Event) -> None:
+        loop = asyncio.get_running_loop()
+        failures: list[BaseException] = []
+
+        def fail(error: BaseException) -> None:
+            failures.append(error)
+            loop.call_soon_threadsafe(stop.set)
+
+        ending = threading.Event()
+        threads = [
+            threading.Thread(
+                target=self._supervise,
+                args=(source, ending, fail),
+                name=f"source-{source.name}",
+                daemon=True,
+            )
+            for source in self.sources
+        ]
+        for thread in threads:
+            thread.start()
+        forwarding = asyncio.create_task(self.forwarder.run(), name="forwarder")
+        forwarding.add_done_callback(lambda _: stop.set())
+        log.info(
+            "agent.started",
+            device_id=self.settings.device.id,
+            store_id=self.settings.device.store,
+            version=__version__,
+            epoch=self.buffer.epoch.hex(),
+            next_sequence=self.buffer.next_sequence,
+        )
+        try:
+            await stop.wait()
+            ending.set()
+            for thread in threads:
+                await asyncio.to_thread(thread.join, _JOIN_SECONDS)
+            if self.forwarder.state.connected and not forwarding.done():
+                await self.forwarder.drain(self.settings.mqtt.drain_seconds)
+        finally:
+            ending.set()
+            forwarding.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await forwarding
+        status = self.buffer.status()
+        log.info("agent.stopped", backlog_records=status.backlog_records)
+        if failures:
+            raise failures[0]
+
+    def _supervise(
+        self, source: Source, stop: threading.Event, fail: Callable[[BaseException], None]
+    ) -> None:
+        """Keep one source running; see ``sources.Source`` for what each error does."""
+        doublings = 0
+        while not stop.is_set():
+            started = time.monotonic()
+            try:
+                source.run(stop)
+            except TransientError as error:
+                if time.monotonic() - started > _MAX_DELAY_SECONDS:
+                    doublings = 0
+                delay = random.uniform(0, min(_MAX_DELAY_SECONDS, 2.0**doublings))
+                doublings = min(doublings + 1, 10)
+                self.metrics.source_failures.labels(source.name).inc()
+                log.warning(
+                    "source.failed",
+                    source=source.name,
+                    reason=error.message,
+                    retry_seconds=round(delay, 1),
+                )
+                stop.wait(delay)
+            except ScoutError as error:
+                fail(error)
+                return
+            except Exception as error:  # noqa: BLE001 - supervisor: a defect in a source is seen
+                fail(error)
+                return
+
+    def status(self) -> dict[str, Any]:
+        """What ``GET /v1/status`` answers. Raises TransientError while closing."""
+        status, link = self.buffer.status(), self.forwarder.state
+        return {
+            "running": True,
+            "version": __version__,
+            "device_id": self.settings.device.id,
+            "store_id": self.settings.device.store,
+            "zone": self.settings.device.zone,
+            "uptime_seconds": round(time.monotonic() - self.metrics.started, 1),
+            "epoch": status.epoch.hex(),
+            "watermark": status.watermark,
+            "next_sequence": status.next_sequence,
+            "unsealed_records": status.unsealed_records,
+            "backlog_records": status.backlog_records,
+            "oldest_unsent_ms": status.oldest_unsent_ms,
+            "buffer_bytes": status.buffer_bytes,
+            "buffer_max_bytes": status.max_bytes,
+            "damaged_segments": status.damaged_segments,
+            "fenced": status.fenced,
+            "connected": link.connected,
+            "hub_answers": link.connected and self.forwarder.heard,
+            "credit": link.credit,
+            "in_flight_segments": link.in_flight,
+            "hub_time_ms": link.hub_time_ms,
+            "last_error": link.last_error,
+            "counters": self.metrics.counters(),
+        }
+
+
+async def drain(settings: EdgeSettings, timeout_seconds: float) -> int:
+    """Send all that a stopped agent's buffer holds, without sources.
+
+    Returns:
+        the records that the hub has not confirmed: 0 when all is there.
+
+    Raises:
+        ConfigError: the agent is running, or the buffer cannot be used.
+    """
+    with _open_buffer(settings) as buffer:
+        forwarder = _forwarder(settings, buffer, AgentMetrics(buffer))
+        forwarding = asyncio.create_task(forwarder.run(), name="forwarder")
+        try:
+            await forwarder.drain(timeout_seconds)
+        finally:
+            forwarding.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await forwarding
+        return buffer.status().backlog_records
+
+
+def _open_buffer(settings: EdgeSettings) -> Buffer:
+    return Buffer(
+        settings.buffer.path,
+        zone=settings.device.zone,
+        max_bytes=settings.buffer.max_bytes,
+        group_commit_seconds=settings.buffer.group_commit_seconds,
+    )
+
+
+def _forwarder(settings: EdgeSettings, buffer: Buffer, measured: AgentMetrics) -> Forwarder:
+    return Forwarder(
+        buffer,
+        measured,
+        device=settings.device,
+        mqtt=settings.mqtt,
+        seal_seconds=settings.buffer.seal_seconds,
+    )

@@ -1,0 +1,523 @@
+"""The durable buffer of a device: what it accepted survives a power cut.
+
+One SQLite file. ``append_*`` return after the commit; ``segments_after`` gives sealed segments to
+the forwarder; ``apply_receipt`` deletes what the hub holds.
+
+    layer     may                                            may not
+    Buffer    open the file, run the writer, translate errors  know what a transaction means
+    Journal   change the tables inside a transaction           open, commit, be used by two threads
+    wire      make and read bytes                              know that a file exists
+
+Group commit: one writer thread takes all appends that wait, commits them together (one fsync) and
+wakes their callers. A transaction that fails is done again one append at a time, so that a bad one
+fails alone; this serves better than savepoints, because SQLite may roll back a whole transaction
+by itself (disk full, I/O error), and because sealing mixes the records of all appends.
+
+Not its job: what a record means, when to send, retries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import sqlite3
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar, overload
+
+from scout_edge import database, journal
+from scout_edge.journal import Accepted, Append, Journal, KeyReusedError, Offset
+from scout_shared import logs
+from scout_shared.errors import ConfigError, PermanentError, ScoutError, TransientError
+from scout_shared.messages import LedgerEntry, Receipt
+from scout_shared.wire import DOCUMENTS, READINGS, Document, Reading
+from scout_shared.zones import BusinessCalendar
+
+__all__ = [
+    "Accepted",
+    "Buffer",
+    "BufferStatus",
+    "KeyReusedError",
+    "Offset",
+    "StoredSegment",
+    "peek",
+]
+
+T = TypeVar("T")
+log = logs.get("buffer")
+
+_GROUP_APPENDS = 256  # per transaction: bounds its memory and the wait of the first caller
+_VACUUM_PAGES = 256  # given back to the file system at once: 1 MB
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSegment:
+    """A sealed segment as it stands in the file and as it is sent."""
+
+    first_sequence: int
+    records: int
+    kind: int
+    body: bytes
+
+    @property
+    def last_sequence(self) -> int:
+        """Sequence of the last record."""
+        return self.first_sequence + self.records - 1
+
+
+@dataclass(frozen=True, slots=True)
+class BufferStatus:
+    """The buffer at one moment; its numbers belong together (one read transaction)."""
+
+    epoch: bytes
+    watermark: int
+    next_sequence: int
+    unsealed_records: int
+    buffer_bytes: int
+    """File and WAL."""
+    max_bytes: int
+    oldest_unsent_ms: int | None
+    """Device clock at acceptance of the oldest record without receipt."""
+    ledger_version: int
+    """Version up to which ``ledger`` completes what the hub acknowledged."""
+    ledger: tuple[LedgerEntry, ...]
+    fenced: bool
+    damaged_segments: int
+    """Segments whose bytes changed on disk, seen since the start; kept, not sent."""
+
+    @property
+    def backlog_records(self) -> int:
+        """Records that the hub has not confirmed."""
+        return self.next_sequence - 1 - self.watermark + self.unsealed_records
+
+
+class Buffer:
+    """The one writer of a buffer file. Thread-safe. Use as a context manager, or ``close``.
+
+    Args:
+        path: the file; made, with its folder, when it is not there. ``<path>.lock`` beside it keeps
+            a second process out.
+        zone: IANA zone in which business days are counted.
+        max_bytes: the file never grows beyond this; then appends are refused, nothing is lost.
+        group_commit_seconds: how long the first append of a group waits for others. 0: not at all;
+            those that arrive during a commit form the next group anyway.
+
+    Raises:
+        ConfigError: the path cannot be used, or another process has it open.
+        PermanentError: the file is damaged or is no buffer. It is kept as it is.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        zone: str,
+        max_bytes: int = 1 << 30,
+        group_commit_seconds: float = 0.0,
+    ) -> None:
+        if max_bytes < database.MIN_BYTES:
+            raise ConfigError(f"max_bytes {max_bytes} is less than {database.MIN_BYTES}")
+        self.path = path
+        self.calendar = BusinessCalendar(zone)
+        self._max_bytes = max_bytes
+        self._group_seconds = group_commit_seconds
+        self._metrics_known: set[str] = set()
+        self._ranges: tuple[tuple[int, int], ...] = ()
+        self._damaged: set[int] = set()
+        self._stale = False  # a transaction failed: the journal is ahead of the file
+        self._freed = False  # segments were deleted since the last look at the file's size
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._closing = threading.Lock()
+        self._closed = False
+        self._reading = threading.Lock()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(database.locked(path))
+            self._writer = stack.enter_context(
+                contextlib.closing(database.open_writer(path, max_bytes))
+            )
+            self._journal = Journal(self._writer, zone)
+            with database.kept(path):
+                self._load()
+            self._reader = stack.enter_context(contextlib.closing(database.open_reader(path)))
+            self._resources = stack.pop_all()
+        self._publish()
+        # A daemon, so that a program that forgot to close ends; what was promised is committed.
+        self._thread = threading.Thread(target=self._write_jobs, name="buffer-writer", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Finish what was handed in, close the file. Appends after this are refused."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            self._jobs.put(None)
+        self._thread.join()
+        with self._reading:
+            self._resources.close()
+
+    # -- for sources ----------------------------------------------------------------------------
+
+    def append_readings(
+        self, readings: Sequence[Reading], *, offset: Offset | None = None
+    ) -> Accepted:
+        """Store readings, all or none; returns when they are durable.
+
+        Args:
+            readings: in the order in which they were observed.
+            offset: where the source goes on; committed with the readings.
+
+        Raises:
+            PermanentError: a reading cannot be stored; none was.
+            TransientError: the buffer or the disk is full or failing; none was stored.
+        """
+        times = journal.check_readings(readings, self._metrics_known) if readings else ()
+        days = self.calendar.count(times)
+        return self._submit(Append(READINGS, readings, days, offset=offset))
+
+    def append_documents(
+        self,
+        documents: Sequence[Document],
+        key: str | None = None,
+        *,
+        offset: Offset | None = None,
+    ) -> Accepted:
+        """Store documents, all or none; returns when they are durable.
+
+        Args:
+            documents: their ``business_day`` is that of ``calendar``.
+            key: names this request. The same documents under the same key again are answered as
+                ``duplicate`` and not stored again. The last ``journal.KEYS_KEPT`` keys of a week
+                are remembered, at least ``journal.KEYS_KEPT_AT_ANY_AGE``.
+            offset: where the source goes on; committed with the documents.
+
+        Raises:
+            PermanentError: a document cannot be stored; none was.
+            KeyReusedError: ``key`` came with other documents before; none was stored.
+            TransientError: the buffer or the disk is full or failing; none was stored.
+        """
+        journal.check_documents(documents)
+        days: dict[int, int] = {}
+        for document in documents:
+            days[document.business_day] = days.get(document.business_day, 0) + 1
+        digest = journal.digest_of(documents) if key is not None else b""
+        return self._submit(Append(DOCUMENTS, documents, days, key, offset, digest))
+
+    def offset(self, source: str) -> str | None:
+        """The state that was last committed for ``source``, or None."""
+        row = self._read("select state from sources where name = ?", (source,))
+        return None if row is None else str(row[0])
+
+    # -- for the forwarder ----------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> bytes:
+        """Identity of this file."""
+        return self._journal.epoch
+
+    @property
+    def next_sequence(self) -> int:
+        """Sequence that the next sealed record will get."""
+        return self._next_sequence
+
+    @property
+    def watermark(self) -> int:
+        """All sequences up to this are at the hub."""
+        return self._watermark
+
+    def unsealed_seconds(self) -> float:
+        """Age of the oldest unsealed record; 0 when there is none."""
+        return max(0.0, time.monotonic() - self._unsealed_since)
+
+    def seal(self, min_age_seconds: float = 0.0) -> int:
+        """Seal unsealed records that are this old; returns how many. Raises TransientError."""
+        return self._submit(lambda: self._journal.seal(min_age_seconds))
+
+    def segments_after(
+        self, sequence: int, limit_bytes: int, limit: int = 16
+    ) -> list[StoredSegment]:
+        """The next sealed segments after ``sequence``, oldest first, without those at the hub.
+
+        At least one, if there is one, then as many as fit ``limit_bytes`` and ``limit``. A segment
+        whose bytes no longer match their checksum is left out, logged and counted; it stays.
+        """
+        found: list[StoredSegment] = []
+        size = 0
+        with self._reader_used():
+            while row := self._reader.execute(
+                # From the last one that starts at or before: a watermark in the middle of a
+                # segment does not cover it.
+                "select first_sequence, records, kind, crc, body from segments"
+                " where first_sequence >= (select coalesce(max(first_sequence), 0) from segments"
+                " where first_sequence <= ?1 + 1) and first_sequence + records - 1 > ?1"
+                " order by first_sequence limit 1",
+                (sequence,),
+            ).fetchone():
+                first, records, kind, crc, body = row
+                sequence = first + records - 1
+                if covered := self._covered_until(first, sequence):
+                    sequence = covered
+                elif zlib.crc32(body) != crc:
+                    self._damaged.add(first)
+                    log.error("segment.damaged", first_sequence=first, records=records)
+                elif len(found) == limit or (found and size + len(body) > limit_bytes):
+                    break
+                else:
+                    found.append(StoredSegment(first, records, kind, body))
+                    size += len(body)
+        return found
+
+    def _covered_until(self, first: int, last: int) -> int:
+        """End of the committed range that holds all of first..last, or 0."""
+        return next((high for low, high in self._ranges if low <= first and last <= high), 0)
+
+    def apply_receipt(self, receipt: Receipt) -> int:
+        """Delete what the watermark covers; remember the ranges above it.
+
+        Safe to repeat and to reorder; a receipt of another epoch changes nothing.
+
+        Returns:
+            by how many sequences the watermark moved.
+
+        Raises:
+            PermanentError: an incident: the hub holds sequences that this file never gave. Nothing
+                is deleted, now or later.
+            TransientError: the disk fails; the receipt comes again.
+        """
+        if receipt.epoch != self.epoch:
+            return 0
+        moved, deleted, fenced = self._submit(lambda: self._receive(receipt))
+        if fenced:
+            raise PermanentError(
+                f"the hub holds sequences up to {receipt.watermark} of epoch {receipt.epoch.hex()},"
+                f" this buffer gave only those up to {self.next_sequence - 1}",
+                f"{self.path} is an older copy of itself or has a twin: nothing is deleted; keep"
+                " the file, start with a new one, and tell the engineer on call",
+            )
+        self._ranges = _union(self._ranges, receipt.ranges, self._watermark)
+        while deleted == journal.DELETE_SEGMENTS:
+            # A transaction per chunk: short enough for the appends that wait beside it.
+            deleted = self._submit(self._journal.delete_covered)
+        return moved
+
+    def _receive(self, receipt: Receipt) -> tuple[int, int, bool]:
+        before = self._journal.watermark
+        self._journal.receive(receipt)
+        moved = self._journal.watermark - before
+        self._freed = self._freed or moved > 0
+        deleted = self._journal.delete_covered() if moved else 0
+        return moved, deleted, self._journal.fenced
+
+    def status(self) -> BufferStatus:
+        """Numbers for hello, status and metrics."""
+        with self._reader_used():
+            return _status(self._reader, self.path, self._max_bytes, len(self._damaged))
+
+    # -- the writer -----------------------------------------------------------------------------
+
+    @overload
+    def _submit(self, work: Append) -> Accepted: ...
+
+    @overload
+    def _submit(self, work: Callable[[], T]) -> T: ...
+
+    def _submit(self, work: Append | Callable[[], Any]) -> Any:
+        job = _Job(work, Future())
+        with self._closing:
+            if self._closed:
+                raise TransientError("the buffer is closed", "try again when the agent runs")
+            self._jobs.put(job)
+        return job.done.result()
+
+    def _write_jobs(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            group, last = self._group(job)
+            self._write(group)
+            if self._freed:
+                self._freed = False
+                self._shrink()
+            if last:
+                return
+
+    def _group(self, job: _Job) -> tuple[list[_Job], bool]:
+        """All that wait now, or within the group's time; whether the end was among them."""
+        group = [job]
+        deadline = time.monotonic() + self._group_seconds
+        while len(group) < _GROUP_APPENDS:
+            try:
+                more = self._jobs.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                break
+            if more is None:
+                return group, True
+            group.append(more)
+        return group, False
+
+    def _write(self, group: list[_Job]) -> None:
+        try:
+            results = self._transaction(group)
+        except Exception as error:  # noqa: BLE001 - a caller waits for every job: it gets the error
+            if len(group) > 1:
+                for job in group:
+                    self._write([job])
+            else:
+                group[0].done.set_exception(database.translated(error, self.path))
+        else:
+            for job, result in zip(group, results, strict=True):
+                if isinstance(result, ScoutError):
+                    job.done.set_exception(result)
+                else:
+                    job.done.set_result(result)
+
+    def _transaction(self, group: list[_Job]) -> list[Any]:
+        """Do a group's work and commit. Raises what SQLite raises; then nothing was done."""
+        try:
+            self._writer.execute("begin immediate")
+            if self._stale:
+                self._journal.load()
+                self._stale = False
+            results = [self._work(job.work) for job in group]
+            self._journal.flush()
+            self._writer.execute("commit")
+        except BaseException:
+            self._stale = True
+            if self._writer.in_transaction:
+                self._writer.execute("rollback")
+            raise
+        self._publish()
+        return results
+
+    def _work(self, work: Append | Callable[[], Any]) -> Any:
+        if not isinstance(work, Append):
+            return work()
+        try:
+            return self._journal.append(work)
+        except PermanentError as error:  # refused before anything was changed
+            return error
+
+    def _load(self) -> None:
+        self._writer.execute("begin immediate")
+        if not self._writer.execute("pragma user_version").fetchone()[0]:
+            self._journal.create()
+        self._journal.load()
+        self._writer.execute("commit")
+
+    def _publish(self) -> None:
+        """What other threads may know of the journal: only what is committed."""
+        self._next_sequence = self._journal.next_sequence
+        self._watermark = self._journal.watermark
+        self._unsealed_since = self._journal.unsealed_since()
+
+    def _shrink(self) -> None:
+        """Give back a megabyte, when more than half of a grown file is free."""
+        try:
+            free = self._writer.execute("pragma freelist_count").fetchone()[0]
+            pages = self._writer.execute("pragma page_count").fetchone()[0]
+            if free > max(pages // 2, 4 * _VACUUM_PAGES):
+                # Not execute: Python steps such a statement once, and each step frees one page.
+                self._writer.executescript(f"pragma incremental_vacuum({_VACUUM_PAGES})")
+        except sqlite3.Error as error:  # a matter of tidiness: what was accepted is not touched
+            log.warning("buffer.shrink_failed", error=str(error))
+
+    # -- the reader -----------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _reader_used(self) -> Iterator[None]:
+        with self._reading:
+            if self._closed:
+                raise TransientError("the buffer is closed")
+            try:
+                yield
+            except sqlite3.Error as error:
+                raise database.translated(error, self.path) from error
+
+    def _read(self, query: str, parameters: tuple[Any, ...]) -> Any:
+        with self._reader_used():
+            return self._reader.execute(query, parameters).fetchone()
+
+
+@dataclass(slots=True)
+class _Job:
+    work: Append | Callable[[], Any]
+    done: Future[Any]
+
+
+def peek(path: Path, max_bytes: int) -> BufferStatus:
+    """Look at a buffer file, also while no agent has it open. Accepts and deletes nothing.
+
+    Raises:
+        ConfigError: there is no such file.
+        PermanentError: it is damaged or no buffer.
+    """
+    if not path.is_file():
+        raise ConfigError(f"there is no buffer file {path}", "it is made by 'scout-edge run'")
+    with database.kept(path), contextlib.closing(database.open_reader(path)) as reader:
+        database.check(reader, path)
+        return _status(reader, path, max_bytes, 0)
+
+
+def _status(reader: sqlite3.Connection, path: Path, max_bytes: int, damaged: int) -> BufferStatus:
+    reader.execute("begin")
+    try:
+        meta = dict(reader.execute("select key, value from meta"))
+        unsealed, unsealed_ms = reader.execute(
+            "select coalesce(sum(records), 0), min(accepted_ms) from tail"
+        ).fetchone()
+        # One row by the key: a count would read the whole backlog from the card at each hello.
+        sealed_ms = reader.execute(
+            "select accepted_ms from segments where first_sequence > ?"
+            " order by first_sequence limit 1",
+            (meta["watermark"],),
+        ).fetchone()
+        version, ledger = journal.ledger_after_acked(
+            reader, meta["ledger_acked"], meta["ledger_version"]
+        )
+    finally:
+        reader.execute("commit")
+    times = [ms for ms in (unsealed_ms, *(sealed_ms or ())) if ms is not None]
+    wal = path.with_name(path.name + "-wal")
+    return BufferStatus(
+        epoch=bytes(meta["epoch"]),
+        watermark=meta["watermark"],
+        next_sequence=meta["next_sequence"],
+        unsealed_records=unsealed,
+        buffer_bytes=path.stat().st_size + (wal.stat().st_size if wal.exists() else 0),
+        max_bytes=max_bytes,
+        oldest_unsent_ms=min(times, default=None),
+        ledger_version=version,
+        ledger=ledger,
+        fenced=bool(meta["fenced"]),
+        damaged_segments=damaged,
+    )
+
+
+def _union(
+    old: tuple[tuple[int, int], ...], new: tuple[tuple[int, int], ...], watermark: int
+) -> tuple[tuple[int, int], ...]:
+    """Ranges above the watermark, joined and ascending: what the hub has said it committed."""
+    joined: list[tuple[int, int]] = []
+    for low, high in sorted((*old, *new)):
+        if high <= watermark:
+            continue
+        if joined and low <= joined[-1][1] + 1:
+            joined[-1] = joined[-1][0], max(joined[-1][1], high)
+        else:
+            joined.append((low, high))
+    return tuple(joined)

@@ -1,0 +1,277 @@
+"""``scout-edge``: the agent of a store device, on the command line.
+
+Data goes to stdout, logs and errors to stderr. Exit codes: 0 done; 1 a defect; 2 change a setting
+or the machine; 65 the data must be looked at; 75 try again later.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import datetime as dt
+import json
+import os
+import signal
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scout_edge import agent, buffer, config
+from scout_shared import __version__, logs
+from scout_shared.errors import ConfigError, ScoutError, TransientError
+
+DEFAULT_CONFIG = Path("/etc/scout/edge.toml")
+_ANSWER_SECONDS = 5.0
+
+_DESCRIPTION = """\
+The agent of a store device: takes readings and documents from local sources, keeps them
+in a file that survives power cuts, and sends them to the hub until the hub confirms them."""
+
+_EPILOG = """\
+start here:
+  scout-edge check-config --config edge.toml     is the settings file right?
+  scout-edge run --config edge.toml              run the agent
+  curl -H 'Content-Type: application/json' http://127.0.0.1:8780/v1/documents \\
+    -d '{"type":"transaction","observed_at":"2026-11-23T08:15:00+08:00","body":{"total":"12.50"}}'
+  scout-edge status --config edge.toml           how much waits, does the hub answer?
+
+exit codes:
+  0 done   1 a defect   2 change a setting   65 look at the data   75 try again later"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    args = _parser().parse_args(arguments)
+    try:
+        return int(args.command(args))
+    except ScoutError as error:
+        print(f"scout-edge: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of stdout has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="scout-edge",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(metavar="command", required=True)
+
+    def command(name: str, run: Any, text: str, details: str = "") -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.\n{details}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(command=run)
+        return sub
+
+    def with_config(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        sub.add_argument(
+            "--config",
+            type=Path,
+            default=DEFAULT_CONFIG,
+            metavar="FILE",
+            help=f"settings file (default {DEFAULT_CONFIG})",
+        )
+        return sub
+
+    with_config(
+        command(
+            "run",
+            _run,
+            "run the agent until SIGTERM or Ctrl-C",
+            "\nOn a signal the sources close, what is there is sealed and sent for\n"
+            "[mqtt] drain_seconds, and the hub is told 'offline'. What is left waits in the file.",
+        )
+    )
+    status = with_config(
+        command(
+            "status",
+            _status,
+            "show what waits for the hub",
+            "\nAsks the running agent at its door; when none runs, reads the buffer file.\n"
+            "Exit code 0: running and the hub answers; 75: not running, or no hub.",
+        )
+    )
+    status.add_argument("--json", action="store_true", help="one JSON object, for scripts")
+    drain = with_config(
+        command(
+            "drain",
+            _drain,
+            "send all that a stopped agent left behind",
+            "\nBefore a device is taken away: stop the agent, then drain.\n"
+            "Exit code 0: the hub has confirmed everything; 75: something is left, try again.",
+        )
+    )
+    drain.add_argument(
+        "--timeout",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="give up after this time (default 600); what is left stays in the file",
+    )
+    check = with_config(
+        command("check-config", _check_config, "say whether the settings file is right")
+    )
+    check.add_argument(
+        "--json", action="store_true", help="the settings with all defaults, as JSON"
+    )
+    command("version", _version, "print the version")
+    return parser
+
+
+def _load(args: argparse.Namespace) -> config.EdgeSettings:
+    settings = config.load(args.config, os.environ)
+    logs.configure(json=settings.log.json, level=settings.log.level)
+    return settings
+
+
+def _run(args: argparse.Namespace) -> int:
+    settings = _load(args)
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await agent.Agent(settings).run(stop)
+
+    asyncio.run(run())
+    return 0
+
+
+def _drain(args: argparse.Namespace) -> int:
+    settings = _load(args)
+    left = asyncio.run(agent.drain(settings, args.timeout))
+    if left:
+        raise TransientError(
+            f"{left} records are not confirmed by the hub after {args.timeout:g} s",
+            f"they are safe in {settings.buffer.path}; try again when the hub is reachable",
+        )
+    print("all records are confirmed by the hub")
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    settings = _load(args)
+    shown = _ask_door(settings) or _read_file(settings)
+    if args.json:
+        print(json.dumps(shown))
+    else:
+        print(_status_text(shown))
+    return 0 if shown.get("hub_answers") else TransientError.exit_code
+
+
+def _ask_door(settings: config.EdgeSettings) -> dict[str, Any] | None:
+    """The running agent's answer, or None when nothing listens there."""
+    if not settings.http.enabled or not settings.http.port:
+        return None
+    url = f"http://{settings.http.host}:{settings.http.port}/v1/status"
+    # No proxy of the environment: the door is on this machine.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=_ANSWER_SECONDS) as answer:
+            shown = json.load(answer)
+    except (urllib.error.URLError, TimeoutError, ValueError, ConnectionError) as error:
+        if isinstance(getattr(error, "reason", None), ConnectionRefusedError):
+            return None
+        raise TransientError(
+            f"{url} does not answer: {error}", "look at the agent's log"
+        ) from error
+    if shown.get("device_id") != settings.device.id:
+        raise ConfigError(
+            f"{url} is device {shown.get('device_id')!r}, not {settings.device.id!r}",
+            "check [http] port and [device] id in the settings file",
+        )
+    return dict(shown)
+
+
+def _read_file(settings: config.EdgeSettings) -> dict[str, Any]:
+    status = buffer.peek(settings.buffer.path, settings.buffer.max_bytes)
+    return {
+        "running": False,
+        "version": __version__,
+        "device_id": settings.device.id,
+        "store_id": settings.device.store,
+        "zone": settings.device.zone,
+        "epoch": status.epoch.hex(),
+        "watermark": status.watermark,
+        "next_sequence": status.next_sequence,
+        "unsealed_records": status.unsealed_records,
+        "backlog_records": status.backlog_records,
+        "oldest_unsent_ms": status.oldest_unsent_ms,
+        "buffer_bytes": status.buffer_bytes,
+        "buffer_max_bytes": status.max_bytes,
+        "fenced": status.fenced,
+        "connected": False,
+        "hub_answers": False,
+    }
+
+
+def _status_text(shown: dict[str, Any]) -> str:
+    """The same for people."""
+    if not shown["running"]:
+        state = "not running"
+    elif shown["hub_answers"]:
+        state = "running, the hub answers"
+    elif shown["connected"]:
+        state = "running, connected, the hub does not answer"
+    else:
+        state = f"running, no connection: {shown['last_error'] or 'connecting'}"
+    oldest = shown["oldest_unsent_ms"]
+    since = "" if oldest is None else f", the oldest from {_local(oldest)}"
+    used = shown["buffer_bytes"] / shown["buffer_max_bytes"]
+    lines = [
+        f"device    {shown['device_id']} in store {shown['store_id']} ({shown['zone']})",
+        f"agent     {state}",
+        f"waiting   {shown['backlog_records']:,} records{since}",
+        f"confirmed sequence {shown['watermark']:,} of {shown['next_sequence'] - 1:,}",
+        f"buffer    {shown['buffer_bytes']:,} bytes, {used:.1%} of {shown['buffer_max_bytes']:,}",
+    ]
+    if shown["fenced"]:
+        lines.append("FENCED    the hub holds more than this file gave: an old copy, or a twin")
+    if shown.get("damaged_segments"):
+        lines.append(f"DAMAGED   {shown['damaged_segments']} segments changed on disk; kept")
+    return "\n".join(lines)
+
+
+def _local(instant_ms: int) -> str:
+    return dt.datetime.fromtimestamp(instant_ms / 1000, dt.UTC).isoformat(" ", "seconds")
+
+
+def _check_config(args: argparse.Namespace) -> int:
+    settings = _load(args)
+    folder = settings.buffer.path.parent
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not os.access(existing, os.W_OK):
+        raise ConfigError(
+            f"[buffer] path: {existing} cannot be written to by this user",
+            "choose another folder, or run as the user of the service",
+        )
+    if args.json:
+        shown = config.as_dict(settings)
+        print(json.dumps(shown, default=str))
+    else:
+        device = settings.device
+        print(f"{args.config}: right. Device {device.id} in store {device.store} ({device.zone})")
+    return 0
+
+
+def _version(_args: argparse.Namespace) -> int:
+    print(f"scout-edge {__version__}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

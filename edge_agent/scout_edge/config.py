@@ -1,0 +1,173 @@
+"""Settings of the agent: one TOML file, see ``deploy/samples/edge.toml``; unknown keys are errors.
+
+The only module here that reads files and the environment for settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scout_edge.database import MIN_BYTES
+from scout_shared import settings, topics
+from scout_shared.errors import ConfigError
+from scout_shared.zones import BusinessCalendar
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSettings:
+    """Who this device is."""
+
+    id: str
+    """Its name in the fleet and its MQTT user name. No default."""
+    store: str
+    """Id of the store where it stands. No default."""
+    zone: str
+    """IANA time zone of the store, e.g. 'Asia/Manila'; business days are days in it. No default:
+    a wrong zone moves sales to another day."""
+
+
+@dataclass(frozen=True, slots=True)
+class BufferSettings:
+    """Where accepted records wait for the hub."""
+
+    path: Path = Path("/var/lib/scout/edge.db")
+    """The buffer file. Default /var/lib/scout/edge.db."""
+    max_bytes: int = 1 << 30
+    """Bytes the file may have; then sources are refused. Default 1 GiB: 400 million readings."""
+    group_commit_seconds: float = 0.0
+    """Seconds a commit waits for other requests to share its disk write. Default 0."""
+    seal_seconds: float = 5.0
+    """Seconds that records may wait for others to be sent with. Default 5."""
+
+
+@dataclass(frozen=True, slots=True)
+class MqttSettings:
+    """The way to the hub."""
+
+    host: str = "127.0.0.1"
+    """Host name of the broker. Default 127.0.0.1."""
+    port: int = 1883
+    """Port of the broker. Default 1883; with TLS usually 8883."""
+    version: str = "3.1.1"
+    """MQTT version, '3.1.1' or '5'. Default '3.1.1', which every broker speaks."""
+    tls: bool = False
+    """Whether to use TLS. Default false."""
+    tls_ca: Path | None = None
+    """File with the broker's CA, PEM. Default: those of the system."""
+    tls_certificate: Path | None = None
+    """This device's certificate, PEM. Default none."""
+    tls_key: Path | None = None
+    """The certificate's key, PEM. Default none."""
+    password: str = settings.secret("SCOUT_MQTT_PASSWORD")
+    """Password of the user ``[device] id``; empty: no user name either. Environment only."""
+    heartbeat_seconds: float = 15.0
+    """Seconds between hellos; three missed ones make the device late. Default 15."""
+    ack_timeout_seconds: float = 5.0
+    """Least seconds to wait for a receipt before sending again. Default 5."""
+    reconnect_cap_seconds: float = 300.0
+    """Most seconds between two attempts to connect. Default 300."""
+    drain_seconds: float = 2.0
+    """Seconds to go on sending when told to stop. Default 2; what is left waits in the buffer."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSettings:
+    """The local door for a point of sale."""
+
+    enabled: bool = True
+    """Whether it is open. Default true."""
+    host: str = "127.0.0.1"
+    """Address it listens on. Default 127.0.0.1: it has no password, so keep it local."""
+    port: int = 8780
+    """Port it listens on. Default 8780; 0: any free one."""
+
+
+@dataclass(frozen=True, slots=True)
+class SystemSettings:
+    """Telemetry of this machine."""
+
+    enabled: bool = True
+    """Whether it is read. Default true."""
+    interval_seconds: float = 10.0
+    """Seconds between two samples. Default 10."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """Log lines on stderr."""
+
+    json: bool = False
+    """JSON lines instead of lines for people. Default false."""
+    level: str = "info"
+    """debug, info, warning or error. Default info."""
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeSettings:
+    """All settings of ``scout-edge``."""
+
+    device: DeviceSettings
+    """Who this device is."""
+    buffer: BufferSettings = field(default_factory=BufferSettings)
+    """Where accepted records wait."""
+    mqtt: MqttSettings = field(default_factory=MqttSettings)
+    """The way to the hub."""
+    http: HttpSettings = field(default_factory=HttpSettings)
+    """The local door."""
+    system: SystemSettings = field(default_factory=SystemSettings)
+    """Telemetry of this machine."""
+    log: LogSettings = field(default_factory=LogSettings)
+    """Log lines."""
+
+
+def load(path: Path, environ: Mapping[str, str]) -> EdgeSettings:
+    """Read and check the settings file. Raises ConfigError naming the key."""
+    loaded = settings.load(EdgeSettings, path, environ)
+    topics.check_name("[device] id", loaded.device.id)
+    topics.check_name("[device] store", loaded.device.store)
+    BusinessCalendar(loaded.device.zone)
+    if loaded.buffer.max_bytes < MIN_BYTES:
+        raise ConfigError(
+            f"[buffer] max_bytes {loaded.buffer.max_bytes} is too small",
+            f"give {MIN_BYTES} or more",
+        )
+    if loaded.mqtt.version not in ("3.1.1", "5"):
+        raise ConfigError(
+            f"[mqtt] version {loaded.mqtt.version!r} is not known", "use '3.1.1' or '5'"
+        )
+    if loaded.log.level not in ("debug", "info", "warning", "error"):
+        raise ConfigError(
+            f"[log] level {loaded.log.level!r} is not known", "use debug, info, warning or error"
+        )
+    for name, seconds, least in (
+        ("[buffer] group_commit_seconds", loaded.buffer.group_commit_seconds, 0.0),
+        ("[buffer] seal_seconds", loaded.buffer.seal_seconds, 0.0),
+        ("[mqtt] heartbeat_seconds", loaded.mqtt.heartbeat_seconds, 0.1),
+        ("[mqtt] ack_timeout_seconds", loaded.mqtt.ack_timeout_seconds, 0.1),
+        ("[mqtt] reconnect_cap_seconds", loaded.mqtt.reconnect_cap_seconds, 0.1),
+        ("[mqtt] drain_seconds", loaded.mqtt.drain_seconds, 0.0),
+        ("[system] interval_seconds", loaded.system.interval_seconds, 0.1),
+    ):
+        if not least <= seconds <= 86_400:
+            raise ConfigError(f"{name} {seconds} cannot be", f"give {least} to 86400 seconds")
+    for name, port, least_port in (
+        ("[mqtt] port", loaded.mqtt.port, 1),
+        ("[http] port", loaded.http.port, 0),
+    ):
+        if not least_port <= port <= 65_535:
+            raise ConfigError(f"{name} {port} cannot be", f"give {least_port} to 65535")
+    return loaded
+
+
+def as_dict(loaded: EdgeSettings) -> dict[str, Any]:
+    """All settings with their defaults, without secrets."""
+    shown = dataclasses.asdict(loaded)
+    for section in dataclasses.fields(loaded):
+        for inner in dataclasses.fields(getattr(loaded, section.name)):
+            if "variable" in inner.metadata:
+                del shown[section.name][inner.name]
+    return shown

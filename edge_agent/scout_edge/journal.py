@@ -1,0 +1,531 @@
+"""The tables of a buffer file, and what one transaction does to them.
+
+    meta         epoch, next_sequence, watermark, ledger versions, zone, fence
+    tail         accepted, not sealed: one row per commit, records of one kind, no sequence yet
+    segments     sealed: immutable wire bytes under their first sequence, with an outer CRC
+    idempotency  keys of requests already accepted, so that a retry is answered, not stored again
+    ledger       records accepted per business day and kind, cumulative
+    sources      where each source goes on reading, committed with the records read before it
+
+Invariants: one gap-free sequence over both kinds, given when sealing; a record stands in exactly
+one tail row or segment; the ledger changes in the transaction that accepts the records; nothing is
+deleted that the watermark of a receipt does not cover.
+Not its job: opening the file, transactions, threads (``buffer``); bytes (``scout_shared.wire``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import sqlite3
+import struct
+import time
+import zlib
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, cast
+
+from scout_edge import clock
+from scout_shared import wire
+from scout_shared.errors import PermanentError
+from scout_shared.messages import LedgerEntry, Receipt
+from scout_shared.wire import DOCUMENTS, READINGS, Document, Reading
+from scout_shared.zones import BusinessCalendar
+
+APPLICATION_ID = 0x53434F55  # "SCOU": another program's database is not taken for a buffer
+SCHEMA_VERSION = 1
+SCHEMA = """
+create table meta (key text primary key, value) without rowid;
+create table tail (
+  id integer primary key,
+  kind integer not null,
+  accepted_ms integer not null,
+  records integer not null,
+  crc integer not null,
+  body blob not null
+);
+create table segments (
+  first_sequence integer primary key,
+  records integer not null,
+  kind integer not null,
+  accepted_ms integer not null,
+  crc integer not null,
+  body blob not null
+);
+create table idempotency (
+  id integer primary key,
+  key text not null unique,
+  digest blob not null,
+  records integer not null,
+  accepted_ms integer not null
+);
+create table ledger (
+  day integer not null,
+  kind integer not null,
+  records integer not null,
+  version integer not null,
+  primary key (day, kind)
+) without rowid;
+create index ledger_version on ledger (version);
+create table sources (name text primary key, state text not null) without rowid;
+"""
+
+SEGMENT_RECORDS = 1000
+SEGMENT_RAW_BYTES = 64 * 1024  # of documents; about 16 KB once compressed
+MAX_DOCUMENT_BYTES = 256 * 1024  # a segment must pass brokers that take 1 MB
+MAX_METRIC_CHARACTERS = 128
+MAX_TYPE_CHARACTERS = 64
+DELETE_SEGMENTS = 32  # per transaction: short, and possible on an almost full disk
+
+KEYS_KEPT = 50_000
+KEYS_KEPT_AT_ANY_AGE = 1_000  # the wall clock may jump by years; a retry comes within minutes
+KEY_AGE_MS = 7 * 24 * 3600 * 1000
+_PRUNE_EVERY_KEYS = 256
+
+_FIRST_MS, _END_MS = -62_135_596_800_000, 253_402_300_800_000  # the years 1 to 9999
+
+
+Records = Sequence[Reading | Document]
+"""Records of one kind."""
+
+
+class KeyReusedError(PermanentError):
+    """An idempotency key came again, with other records."""
+
+
+class Accepted(NamedTuple):
+    """What an append did."""
+
+    records: int
+    """Records that are now durable, or were already when ``duplicate``."""
+    duplicate: bool
+    """The key was known: these records were stored before, nothing was stored now."""
+
+
+class Offset(NamedTuple):
+    """Where a source goes on reading after the records it is committed with."""
+
+    source: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Checked records waiting for their transaction."""
+
+    kind: int
+    records: Records
+    days: dict[int, int]
+    key: str | None = None
+    offset: Offset | None = None
+    digest: bytes = b""
+
+
+@dataclass(slots=True)
+class _Tail:
+    """Accepted records of one kind, not sealed: fewer than a segment, kept in memory too."""
+
+    records: list[Reading | Document] = field(default_factory=list)
+    stored: int = 0
+    """How many of ``records``, from the front, stand in tail rows."""
+    raw_bytes: int = 0
+    types: set[str] = field(default_factory=set)
+    accepted_ms: int = 0
+    """Wall clock when the oldest was accepted."""
+    since: float = math.inf
+    """Monotonic seconds when the oldest was accepted; -inf: in a former process."""
+
+
+def check_readings(readings: Sequence[Reading], known: set[str]) -> tuple[int, ...]:
+    """The times of the readings, when a segment can hold each of them.
+
+    Args:
+        readings: one or more.
+        known: metric names found good before; grows.
+
+    Raises:
+        PermanentError: names the first reading that no segment could hold.
+    """
+    try:
+        names, times, values = zip(*readings, strict=True)
+        array("q", times)
+        array("d", values)
+    except (TypeError, OverflowError) as error:
+        raise PermanentError(f"a reading has a time or value that is no number: {error}") from error
+    if min(times) < _FIRST_MS or max(times) >= _END_MS:
+        i, bad = next((i, t) for i, t in enumerate(times) if not _FIRST_MS <= t < _END_MS)
+        raise PermanentError(f"reading {i}: observed_ms {bad} is outside the years 1 to 9999")
+    for name in set(names) - known:
+        if not 0 < len(name) <= MAX_METRIC_CHARACTERS or not name.isprintable():
+            raise PermanentError(
+                f"metric {name[:80]!r} is not a name",
+                f"use 1 to {MAX_METRIC_CHARACTERS} printable characters",
+            )
+        if len(known) < 10_000:
+            known.add(name)
+    return times
+
+
+def check_documents(documents: Sequence[Document]) -> None:
+    """Raise PermanentError naming the first document that no segment could hold."""
+    for i, document in enumerate(documents):
+        kind, observed_ms, day, body = document
+        if not 0 < len(kind) <= MAX_TYPE_CHARACTERS or not kind.isprintable():
+            raise PermanentError(f"document {i}: type {kind[:80]!r} is not a name")
+        if observed_ms is not None and not _FIRST_MS <= observed_ms < _END_MS:
+            raise PermanentError(
+                f"document {i}: observed_ms {observed_ms} is outside the years 1 to 9999"
+            )
+        if not wire.UNKNOWN_DAY <= day < 2**31:
+            raise PermanentError(f"document {i}: business day {day} cannot be")
+        if len(body) > MAX_DOCUMENT_BYTES:
+            raise PermanentError(
+                f"document {i}: {len(body)} bytes are more than the {MAX_DOCUMENT_BYTES} of one",
+                "split the document, or store what is large elsewhere and send its reference",
+            )
+
+
+def digest_of(documents: Sequence[Document]) -> bytes:
+    """Tells a retry (same content) from another request under the same key."""
+    digest = hashlib.blake2b(digest_size=16)
+    for document in documents:
+        head = f"{document.type}\0{document.observed_ms}\0{len(document.body)}\0"
+        digest.update(head.encode("utf-8", "surrogatepass") + document.body)
+    return digest.digest()
+
+
+class Journal:
+    """What stands in the file. Only within the caller's transaction, only in its one writer thread.
+
+    After a transaction that failed, ``load`` again: the numbers here are ahead of the file.
+    """
+
+    def __init__(self, database: sqlite3.Connection, zone: str) -> None:
+        self._db = database
+        self._calendar = BusinessCalendar(zone)
+        self._tails: dict[int, _Tail] = {}
+        self._meta: dict[str, int] = {}
+        self._stored_meta: dict[str, int] = {}
+        self._ledger: dict[tuple[int, int], int] = {}
+        self._new_keys = 0
+        self.epoch = b""
+
+    @property
+    def next_sequence(self) -> int:
+        """Sequence that the next sealed record will get."""
+        return self._meta["next_sequence"]
+
+    @property
+    def watermark(self) -> int:
+        """Highest watermark of any receipt."""
+        return self._meta["watermark"]
+
+    @property
+    def ledger_version(self) -> int:
+        """Version of the newest change of the ledger."""
+        return self._meta["ledger_version"]
+
+    def create(self) -> None:
+        """Make the tables and a new epoch in an empty file."""
+        for statement in SCHEMA.split(";"):
+            self._db.execute(statement)
+        self._db.execute(f"pragma application_id = {APPLICATION_ID}")
+        self._db.execute(f"pragma user_version = {SCHEMA_VERSION}")
+        meta = {
+            "epoch": os.urandom(16),
+            "zone": self._calendar.zone,
+            "next_sequence": 1,
+            "watermark": 0,
+            "ledger_version": 0,
+            "ledger_acked": 0,
+            "fenced": 0,
+        }
+        self._db.executemany("insert into meta values (?, ?)", meta.items())
+
+    def load(self) -> None:
+        """Read the numbers and the tail. Raises PermanentError when a tail row is damaged."""
+        meta = dict(self._db.execute("select key, value from meta"))
+        self.epoch = bytes(meta.pop("epoch"))
+        zone = str(meta.pop("zone"))
+        self._meta = {key: int(value) for key, value in meta.items()}
+        self._stored_meta = dict(self._meta)
+        self._ledger = {}
+        self._tails = {READINGS: _Tail(), DOCUMENTS: _Tail()}
+        for row_id, kind, accepted_ms, records, crc, body in self._db.execute(
+            "select id, kind, accepted_ms, records, crc, body from tail order by id"
+        ):
+            if zlib.crc32(body) != crc:
+                raise PermanentError(f"tail row {row_id} with {records} records is damaged")
+            self._stage(kind, _unpack(kind, records, body), accepted_ms, -math.inf)
+        for tail in self._tails.values():
+            tail.stored = len(tail.records)
+        if zone != self._calendar.zone:
+            self._change_zone(zone)
+
+    def _change_zone(self, old: str) -> None:
+        """Seal under the zone in which the records were accepted and counted, then go on."""
+        new, self._calendar = self._calendar, BusinessCalendar(old)
+        self.seal(0)
+        self._calendar = new
+        self._db.execute("update meta set value = ? where key = 'zone'", (new.zone,))
+
+    # -- accepting ------------------------------------------------------------------------------
+
+    def append(self, append: Append) -> Accepted:
+        """Take records into this transaction; ``flush`` writes them.
+
+        Raises:
+            KeyReusedError: the key was used for other records. Nothing was changed.
+        """
+        now_ms, records = clock.wall_ms(), len(append.records)
+        if append.key is not None:
+            known = self._db.execute(
+                "select records, digest from idempotency where key = ?", (append.key,)
+            ).fetchone()
+            if known is not None:
+                if known[1] != append.digest:
+                    raise KeyReusedError(
+                        f"idempotency key {append.key!r} was used for other records",
+                        "use a new key for each request, the same key only to repeat it",
+                    )
+                return Accepted(known[0], duplicate=True)
+            self._db.execute(
+                "insert into idempotency (key, digest, records, accepted_ms) values (?, ?, ?, ?)",
+                (append.key, append.digest, records, now_ms),
+            )
+            self._new_keys += 1
+        if append.offset is not None:
+            self._db.execute(
+                "insert into sources values (?, ?)"
+                " on conflict (name) do update set state = excluded.state",
+                append.offset,
+            )
+        if records:
+            self._stage(append.kind, append.records, now_ms, time.monotonic())
+            for day, count in append.days.items():
+                entry = day, append.kind
+                self._ledger[entry] = self._ledger.get(entry, 0) + count
+        return Accepted(records, duplicate=False)
+
+    def _stage(self, kind: int, records: Records, accepted_ms: int, since: float) -> None:
+        tail = self._tails[kind]
+        if not tail.records:
+            tail.accepted_ms, tail.since = accepted_ms, since
+        tail.records += records
+        if kind == DOCUMENTS:
+            for document in cast(Sequence[Document], records):
+                tail.raw_bytes += len(document.body)
+                tail.types.add(document.type)
+
+    def flush(self) -> None:
+        """Write what ``append`` took: whole segments sealed, the rest as one tail row per kind."""
+        for kind, tail in self._tails.items():
+            self._seal_full(kind, tail)
+            fresh = tail.records[tail.stored :]
+            if fresh:
+                body = _pack(kind, fresh)
+                self._db.execute(
+                    "insert into tail (kind, accepted_ms, records, crc, body)"
+                    " values (?, ?, ?, ?, ?)",
+                    (kind, clock.wall_ms(), len(fresh), zlib.crc32(body), body),
+                )
+                tail.stored = len(tail.records)
+        if self._ledger:
+            version = self._meta["ledger_version"] = self._meta["ledger_version"] + 1
+            self._db.executemany(
+                "insert into ledger values (?, ?, ?, ?) on conflict (day, kind) do update"
+                " set records = records + excluded.records, version = excluded.version",
+                [(day, kind, count, version) for (day, kind), count in self._ledger.items()],
+            )
+            self._ledger = {}
+        if self._new_keys >= _PRUNE_EVERY_KEYS:
+            self._prune_keys()
+        self._store_meta()
+
+    def _store_meta(self) -> None:
+        changed = self._meta.items() - self._stored_meta.items()
+        if changed:
+            self._db.executemany(
+                "update meta set value = ?2 where key = ?1", [(k, v) for k, v in changed]
+            )
+            self._stored_meta = dict(self._meta)
+
+    def _prune_keys(self) -> None:
+        self._db.execute(
+            "delete from idempotency where id <= (select max(id) from idempotency) - ?"
+            " or (accepted_ms < ? and id <= (select max(id) from idempotency) - ?)",
+            (KEYS_KEPT, clock.wall_ms() - KEY_AGE_MS, KEYS_KEPT_AT_ANY_AGE),
+        )
+        self._new_keys = 0
+
+    # -- sealing --------------------------------------------------------------------------------
+
+    def seal(self, min_age_seconds: float) -> int:
+        """Seal each tail whose oldest record is that old. Returns the number of records sealed."""
+        before, now = self.next_sequence, time.monotonic()
+        for kind, tail in self._tails.items():
+            if tail.records and now - tail.since >= min_age_seconds:
+                self._seal(kind, tail, 0, len(tail.records))
+                self._restart(kind, tail, [])
+        self._store_meta()
+        return self.next_sequence - before
+
+    def _seal_full(self, kind: int, tail: _Tail) -> None:
+        if (
+            len(tail.records) < SEGMENT_RECORDS
+            and tail.raw_bytes < SEGMENT_RAW_BYTES
+            and len(tail.types) <= wire.MAX_TYPES
+        ):
+            return
+        at = 0
+        while end := _segment_end(kind, tail.records, at):
+            self._seal(kind, tail, at, end)
+            at = end
+        self._restart(kind, tail, tail.records[at:])
+
+    def _seal(self, kind: int, tail: _Tail, at: int, end: int) -> None:
+        """Seal the records ``at`` to ``end``; those in tail rows are all in the first segment."""
+        assert at or end >= tail.stored
+        if tail.stored and not at:
+            # First, so that the segment can use these pages in a buffer that is full.
+            self._db.execute("delete from tail where kind = ?", (kind,))
+        first, records = self.next_sequence, tail.records[at:end]
+        sealing = clock.sealing(self.epoch, self._calendar.zone)
+        if kind == READINGS:
+            readings = cast(list[Reading], records)
+            days = self._calendar.count([r[1] for r in readings])
+            body = wire.encode_readings(sealing, first, readings, days)
+        else:
+            body = wire.encode_documents(sealing, first, cast(list[Document], records))
+        self._db.execute(
+            "insert into segments values (?, ?, ?, ?, ?, ?)",
+            (
+                first,
+                len(records),
+                kind,
+                sealing.sealed_ms if at else tail.accepted_ms,
+                zlib.crc32(body),
+                body,
+            ),
+        )
+        self._meta["next_sequence"] = first + len(records)
+
+    def _restart(self, kind: int, tail: _Tail, rest: Records) -> None:
+        tail.records, tail.stored, tail.raw_bytes, tail.types = [], 0, 0, set()
+        if rest:
+            self._stage(kind, rest, clock.wall_ms(), time.monotonic())
+
+    def unsealed_since(self) -> float:
+        """Monotonic seconds when the oldest unsealed record was accepted; inf: there is none."""
+        return min((t.since for t in self._tails.values() if t.records), default=math.inf)
+
+    # -- receipts -------------------------------------------------------------------------------
+
+    def receive(self, receipt: Receipt) -> None:
+        """Move the watermark and the ledger's mark up to a receipt of this epoch; delete nothing.
+
+        A receipt of sequences that this file never gave sets ``fenced``, for good: from then on no
+        receipt is believed, because new records get sequences that the hub takes for stored.
+        """
+        highest = max([receipt.watermark, *(high for _, high in receipt.ranges)])
+        if highest >= self.next_sequence:
+            self._meta["fenced"] = 1
+            self._store_meta()
+        if not self._meta["fenced"]:
+            if receipt.watermark > self.watermark:
+                self._meta["watermark"] = receipt.watermark
+            version = min(receipt.ledger_version, self.ledger_version)
+            self._meta["ledger_acked"] = max(self._meta["ledger_acked"], version)
+            self._store_meta()
+
+    @property
+    def fenced(self) -> bool:
+        """A receipt showed that this file is an older copy of itself, or that a twin sends too."""
+        return bool(self._meta["fenced"])
+
+    def delete_covered(self) -> int:
+        """Delete at most DELETE_SEGMENTS that the watermark covers; returns how many."""
+        return self._db.execute(
+            "delete from segments where first_sequence in (select first_sequence from segments"
+            " where first_sequence + records - 1 <= ? order by first_sequence limit ?)",
+            (self.watermark, DELETE_SEGMENTS),
+        ).rowcount
+
+
+def ledger_after_acked(
+    database: sqlite3.Connection, acked: int, version: int, limit: int = 2000
+) -> tuple[int, tuple[LedgerEntry, ...]]:
+    """Ledger rows changed after ``acked``, whole versions, oldest first, about ``limit`` at most.
+
+    Returns:
+        the version up to which they are complete, and the rows.
+    """
+    rows = database.execute(
+        "select day, kind, records, version from ledger where version > ? order by version limit ?",
+        (acked, limit + 1),
+    ).fetchall()
+    if len(rows) > limit:
+        # The last version may be cut in the middle: take all of its rows.
+        version = rows[-1][3]
+        rows = database.execute(
+            "select day, kind, records, version from ledger where version > ? and version <= ?"
+            " order by version",
+            (acked, version),
+        ).fetchall()
+    return version, tuple(LedgerEntry(day, kind, records) for day, kind, records, _ in rows)
+
+
+def _segment_end(kind: int, records: Records, at: int) -> int:
+    """Where the full segment that starts at ``at`` ends; 0: the rest does not fill one."""
+    end = at + SEGMENT_RECORDS
+    if kind == DOCUMENTS:
+        size, types = 0, set[str]()
+        for i, document in enumerate(cast(Sequence[Document], records[at:end]), at):
+            types.add(document.type)
+            if len(types) > wire.MAX_TYPES:
+                return i
+            size += len(document.body)
+            if size >= SEGMENT_RAW_BYTES:
+                return i + 1
+    return end if end <= len(records) else 0
+
+
+def _pack(kind: int, records: Records) -> bytes:
+    """A tail row: the records as they came. Cheap, because most are sealed within seconds.
+
+    Numbers in the machine's byte order: a tail never leaves the machine.
+    """
+    if kind == READINGS:
+        names, times, values = zip(*records, strict=True)
+        index = {name: i for i, name in enumerate(dict.fromkeys(names))}
+        head = json.dumps(list(index)).encode()
+        columns = [
+            array("I", [index[name] for name in names]).tobytes(),
+            array("q", times).tobytes(),
+            array("d", values).tobytes(),
+        ]
+    else:
+        documents = cast(Sequence[Document], records)
+        fields = [(d.type, d.observed_ms, d.business_day, len(d.body)) for d in documents]
+        head, columns = json.dumps(fields).encode(), [d.body for d in documents]
+    return b"".join([struct.pack("=I", len(head)), head, *columns])
+
+
+def _unpack(kind: int, records: int, body: bytes) -> Records:
+    (size,) = struct.unpack_from("=I", body)
+    head, at = json.loads(body[4 : 4 + size]), 4 + size
+    if kind == READINGS:
+        index, times, values = array("I"), array("q"), array("d")
+        for column in (index, times, values):
+            end = at + records * column.itemsize
+            column.frombytes(body[at:end])
+            at = end
+        return [Reading(head[i], t, v) for i, t, v in zip(index, times, values, strict=True)]
+    documents = []
+    for name, observed_ms, day, length in head:
+        documents.append(Document(name, observed_ms, day, body[at : at + length]))
+        at += length
+    return documents

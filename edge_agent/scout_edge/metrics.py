@@ -1,0 +1,128 @@
+"""Counters of the agent, for Prometheus and for the hello. Units end the names.
+
+Not its job: reading the buffer at other times than a scrape.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from scout_edge.buffer import Buffer
+from scout_shared.errors import TransientError
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class AgentMetrics:
+    """One set per agent, in a registry of its own."""
+
+    def __init__(self, buffer: Buffer) -> None:
+        self.registry = CollectorRegistry()
+        self.started = time.monotonic()
+
+        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+            return Counter(f"scout_edge_{name}", text, labels, registry=self.registry)
+
+        self.accepted_records = counter(
+            "accepted_records_total", "Records accepted from sources.", ("kind",)
+        )
+        self.duplicate_records = counter(
+            "duplicate_records_total", "Records of repeated requests, stored before."
+        )
+        self.refused_requests = counter(
+            "refused_requests_total", "Requests refused at the HTTP door.", ("status",)
+        )
+        self.sent_segments = counter("sent_segments_total", "Segments sent, repetitions included.")
+        self.sent_bytes = counter("sent_bytes_total", "Bytes of the segments sent.")
+        self.timeouts = counter(
+            "receipt_timeouts_total", "Receipts that did not come in time: sent again."
+        )
+        self.reconnects = counter("reconnects_total", "Connections to the broker that ended.")
+        self.incidents = counter(
+            "receipt_incidents_total", "Receipts that cannot be: a twin or an old copy."
+        )
+        self.source_failures = counter(
+            "source_failures_total", "Times a source failed and was started again.", ("source",)
+        )
+        self.connected = Gauge(
+            "scout_edge_connected_ratio",
+            "1 while connected to the broker.",
+            registry=self.registry,
+        )
+        self.receipt_seconds = Histogram(
+            "scout_edge_receipt_seconds",
+            "From the broker's acknowledgement of a segment to the hub's receipt.",
+            buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 30, 120),
+            registry=self.registry,
+        )
+        self.registry.register(_BufferCollector(buffer))
+
+    def text(self) -> bytes:
+        """The exposition text of ``GET /metrics``."""
+        return generate_latest(self.registry)
+
+    def counters(self) -> dict[str, int]:
+        """Event counts since the start, for the hello."""
+        return {
+            "refused_requests": _total(self.refused_requests),
+            "duplicate_records": _total(self.duplicate_records),
+            "sent_segments": _total(self.sent_segments),
+            "receipt_timeouts": _total(self.timeouts),
+            "receipt_incidents": _total(self.incidents),
+            "reconnects": _total(self.reconnects),
+            "source_failures": _total(self.source_failures),
+        }
+
+
+class _BufferCollector(Collector):
+    """Asks the buffer at each scrape."""
+
+    def __init__(self, buffer: Buffer) -> None:
+        self._buffer = buffer
+
+    def collect(self) -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
+        """Gauges of the buffer; none while it is closed."""
+        try:
+            status = self._buffer.status()
+        except TransientError:
+            return
+        oldest = status.oldest_unsent_ms
+        for name, text, value in (
+            ("backlog_records", "Records the hub has not confirmed.", status.backlog_records),
+            ("unsealed_records", "Records that have no sequence yet.", status.unsealed_records),
+            ("buffer_bytes", "Size of the buffer file with its WAL.", status.buffer_bytes),
+            ("buffer_max_bytes", "Size that the file may have.", status.max_bytes),
+            (
+                "oldest_unsent_seconds",
+                "Age of the oldest record that the hub has not confirmed, by the wall clock.",
+                0.0 if oldest is None else time.time() - oldest / 1000,
+            ),
+            ("fenced_ratio", "1: the file is an old copy or has a twin.", int(status.fenced)),
+            ("damaged_segments", "Segments whose bytes changed.", status.damaged_segments),
+        ):
+            yield GaugeMetricFamily(f"scout_edge_{name}", text, value)
+        yield CounterMetricFamily(
+            "scout_edge_watermark_sequence",
+            "Sequence up to which the hub has all.",
+            status.watermark,
+        )
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        """Nothing: else the registry would collect once, at registration."""
+        return ()
+
+
+def _total(metric: Counter) -> int:
+    return int(
+        sum(
+            sample.value
+            for family in metric.collect()
+            for sample in family.samples
+            if sample.name.endswith("_total")
+        )
+    )

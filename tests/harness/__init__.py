@@ -1,0 +1,1 @@
+"""What tests share: real processes, a real PostgreSQL, real brokers."""
