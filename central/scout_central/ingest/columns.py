@@ -16,10 +16,12 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from scout_shared import wire
 from scout_shared.errors import WireError
 from scout_shared.wire import SegmentHeader
@@ -102,8 +104,10 @@ class RowContext:
 def decode(segment: bytes) -> ReadingColumns | DocumentColumns:
     """The columns of a segment of either kind. Raises WireError."""
     header = decode_header(segment)
-    return decode_readings(header, segment) if header.kind == wire.READINGS else decode_documents(
-        header, segment
+    return (
+        decode_readings(header, segment)
+        if header.kind == wire.READINGS
+        else decode_documents(header, segment)
     )
 
 
@@ -151,9 +155,7 @@ def decode_readings(header: SegmentHeader, segment: bytes) -> ReadingColumns:
         values[rows] = block
     if at != len(body):
         raise WireError("bad_columns", f"{len(body) - at} bytes too many")
-    return ReadingColumns(
-        header, meta["zone"], _days(meta), metrics, counts, observed_ms, values
-    )
+    return ReadingColumns(header, meta["zone"], _days(meta), metrics, counts, observed_ms, values)
 
 
 def decode_documents(header: SegmentHeader, segment: bytes) -> DocumentColumns:
@@ -179,7 +181,7 @@ def decode_documents(header: SegmentHeader, segment: bytes) -> DocumentColumns:
         raise WireError("bad_meta", "days of the meta are not the days of the documents")
     whole = bytes(body)
     starts = [fixed, *ends.tolist()]
-    bodies = [whole[a:b] for a, b in zip(starts, starts[1:], strict=False)]
+    bodies = [whole[a:b] for a, b in pairwise(starts)]
     return DocumentColumns(
         header, meta["zone"], days, types, type_index, observed_ms, business_days, bodies
     )
@@ -205,7 +207,7 @@ def reading_rows(
     rows["metric_id"] = np.repeat(np.asarray(metric_ids, np.int32), columns.counts)
     if excluded is not None:
         rows = rows[~excluded]
-    return memoryview(rows.view(np.uint8))
+    return memoryview(rows.view(np.uint8))  # type: ignore[arg-type]  # arrays are buffers
 
 
 def document_rows(
@@ -362,7 +364,7 @@ def _document_template(store_id: bytes, shape: int) -> tuple[npt.NDArray[Any], n
 
 
 def is_text(value: str, limit: int = MAX_NAME_BYTES) -> bool:
-    """Whether PostgreSQL can hold ``value``: no NUL, no half surrogate, not over ``limit`` bytes."""
+    """Whether PostgreSQL can hold ``value``: no NUL, no half surrogate, ``limit`` bytes."""
     try:
         return "\0" not in value and len(value.encode()) <= limit
     except UnicodeEncodeError:

@@ -207,7 +207,6 @@ def _qualified(
             parsed,
             dialect="postgres",
             schema=schema,
-            infer_schema=False,
             quote_identifiers=False,
         )
     except SqlglotError as error:

@@ -134,5 +134,3 @@ create index on bronze.demographic_data (metadata.identifier(record -> 'househol
 create index on bronze.campaign_data (metadata.identifier(record -> 'household_id'));
 -- Freshness of bronze: the newest receipt of a kind.
 create index on metadata.segments (kind, received_at desc);
--- A rebuild meets its earlier findings again.
-create index on metadata.quarantine (dataset, stream_id, sequence, line_number) where stage = 'silver';

@@ -1,0 +1,353 @@
+"""The books of one transaction: what it holds, what it counts, and what may be receipted of it.
+
+Invariant: ``streams.received`` grows by exactly the sequences that ``received_counts`` grows by.
+The committer gathers into a ``Work``; ``write_tallies`` writes each kind of row in one statement.
+Not its job: bronze rows (``committer.py``), deciding what is bad (``isolation.py``).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import lru_cache
+from typing import Any
+
+from scout_central import database
+from scout_central.ingest import columns as column
+from scout_central.ingest import statements as sql
+from scout_central.ingest.arrivals import HelloArrival, Parsed, SegmentArrival, StatusArrival
+from scout_shared.errors import ConfigError
+from scout_shared.messages import Receipt
+from scout_shared.zones import UNKNOWN_DAY, BusinessCalendar
+
+MAX_RANGES = 64
+"""Ranges above the watermark in one receipt; a device resends what lies beyond them."""
+
+
+class Outcome(StrEnum):
+    """What became of one arrival. Only REFUSED leaves the device with something to send again."""
+
+    LANDED = "landed"
+    REDELIVERED = "redelivered"
+    QUARANTINED = "quarantined"
+    REFUSED = "refused"
+    NOTED = "noted"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamReceipt:
+    """A receipt with its address; the credit is filled in by who sends it."""
+
+    store_id: str
+    """Store of the topic on which the device spoke, and listens."""
+    device_id: str
+    receipt: Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A segment at its place in the batch, with the stream it belongs to."""
+
+    position: int
+    stream_id: int
+    item: SegmentArrival
+
+
+@dataclass(slots=True)
+class Record:
+    """A single record for the quarantine."""
+
+    dataset: str
+    reason: str
+    message: str | None
+    device_id: str
+    sequence: int
+    day: int
+    raw: bytes
+
+
+@dataclass(slots=True)
+class _Error:
+    severity: str
+    message: str
+    hint: str
+    store_id: str
+    records: int = 0
+    occurrences: int = 0
+
+
+@dataclass(slots=True)
+class Work:
+    """The state of one transaction."""
+
+    received_ms: int
+    xid: int
+    stores: dict[int, str]
+    """Store of each stream's device: the binding decides, not the topic."""
+    doubtful: set[int]
+    """Streams with segments in quarantine that a good copy may resolve."""
+    outcomes: list[Outcome]
+    rows: int = 0
+    received: Counter[tuple[int, int, int]] = field(default_factory=Counter)
+    """(stream, kind, day) → records."""
+    quarantined: Counter[tuple[int, int, int, str]] = field(default_factory=Counter)
+    """(stream, kind, day, rule) → records."""
+    records: list[tuple[int, Record]] = field(default_factory=list)
+    errors: dict[tuple[str, str], _Error] = field(default_factory=dict)
+    contested: set[tuple[int | None, int | None, bytes]] = field(default_factory=set)
+
+
+def note_error(
+    work: Work,
+    item: Parsed,
+    *,
+    code: str,
+    severity: str,
+    message: str,
+    hint: str,
+    records: int = 0,
+) -> None:
+    """A repeated error is one row with a count."""
+    key = (code, item.arrival.device_id)
+    error = work.errors.setdefault(key, _Error(severity, message, hint, item.arrival.store_id))
+    error.message = message
+    error.records += records
+    error.occurrences += 1
+
+
+def add_segments(
+    connection: database.Connection, work: Work, added: list[Accepted], outcome: Outcome
+) -> None:
+    """The ledger of what this transaction holds: segments, received ranges, counts by day."""
+    headers = [a.item.header for a in added]
+    streams = [a.stream_id for a in added]
+    firsts = [h.first_sequence for h in headers]
+    records = [h.records for h in headers]
+    connection.execute(
+        sql.INSERT_SEGMENTS,
+        {
+            "streams": streams,
+            "firsts": firsts,
+            "records": records,
+            "kinds": [h.kind for h in headers],
+            "outcomes": [str(outcome)] * len(added),
+            "bytes": [len(a.item.arrival.payload) for a in added],
+            "crcs": [h.body_crc for h in headers],
+            "boots": [h.boot_id for h in headers],
+            "clocks": [h.clock for h in headers],
+            "sealed": [
+                h.sealed_ms if column.MIN_MS <= h.sealed_ms <= column.MAX_MS else None
+                for h in headers
+            ],
+            "mono": [h.sealed_mono_ms for h in headers],
+            "received_ms": work.received_ms,
+        },
+    )
+    connection.execute(
+        sql.EXTEND_STREAMS,
+        {
+            "streams": streams,
+            "firsts": firsts,
+            "records": records,
+            "zones": [a.item.columns and _known_zone(a.item.columns.zone) for a in added],
+        },
+    )
+    if outcome is not Outcome.LANDED:
+        return
+    for accepted in added:
+        assert accepted.item.columns is not None
+        for day, count in accepted.item.columns.days.items():
+            work.received[accepted.stream_id, accepted.item.header.kind, day] += count
+    doubtful = [a for a in added if a.stream_id in work.doubtful]
+    if doubtful:
+        connection.execute(
+            sql.RESOLVE_QUARANTINE,
+            {
+                "streams": [a.stream_id for a in doubtful],
+                "firsts": [a.item.header.first_sequence for a in doubtful],
+            },
+        )
+
+
+def greet(
+    connection: database.Connection,
+    batch: Sequence[Parsed],
+    streams: list[int | None],
+    received_ms: int,
+) -> None:
+    """What devices say of themselves; counts and versions only ever grow."""
+    latest: dict[int, HelloArrival] = {}
+    by_device: dict[str, HelloArrival] = {}
+    versions: dict[int, int] = {}
+    produced: dict[tuple[int, int, int], int] = {}
+    for item, stream_id in zip(batch, streams, strict=True):
+        if not isinstance(item, HelloArrival) or stream_id is None:
+            continue
+        latest[stream_id] = by_device[item.arrival.device_id] = item
+        versions[stream_id] = max(versions.get(stream_id, 0), item.hello.ledger_version)
+        for entry in item.hello.ledger:
+            key = (stream_id, entry.kind, entry.day)
+            produced[key] = max(produced.get(key, 0), entry.records)
+    if not latest:
+        return
+    hellos = [item.hello for item in by_device.values()]
+    connection.execute(
+        sql.GREET_DEVICES,
+        {
+            "devices": list(by_device),
+            "zones": [_known_zone(hello.zone) for hello in hellos],
+            "versions": [hello.version for hello in hellos],
+            "hellos": [hello.encode().decode() for hello in hellos],
+            "intervals": [hello.interval_seconds for hello in hellos],
+            "device_ms": [hello.device_time_ms for hello in hellos],
+            "hub_ms": received_ms,
+        },
+    )
+    hellos = [item.hello for item in latest.values()]
+    connection.execute(
+        sql.GREET_STREAMS,
+        {
+            "streams": list(latest),
+            "zones": [_known_zone(hello.zone) for hello in hellos],
+            "nexts": [hello.next_sequence for hello in hellos],
+            "unsealed": [hello.unsealed_records for hello in hellos],
+            "ledgers": [versions[stream_id] for stream_id in latest],
+        },
+    )
+    if produced:
+        connection.execute(sql.RAISE_PRODUCED, _days_apart(produced))
+
+
+def set_online(connection: database.Connection, batch: Sequence[Parsed]) -> None:
+    """The last word of each device in the batch."""
+    latest = {
+        item.arrival.device_id: item.online for item in batch if isinstance(item, StatusArrival)
+    }
+    if latest:
+        devices = sorted(latest)
+        connection.execute(
+            sql.SET_ONLINE, {"devices": devices, "online": [latest[d] for d in devices]}
+        )
+
+
+def write_tallies(connection: database.Connection, work: Work) -> None:
+    """One statement for each kind of row that the transaction gathered."""
+    if work.records:
+        records = [record for _, record in work.records]
+        connection.execute(
+            sql.QUARANTINE_RECORDS,
+            {
+                "datasets": [r.dataset for r in records],
+                "reasons": [r.reason for r in records],
+                "messages": [r.message for r in records],
+                "stores": [work.stores[stream_id] for stream_id, _ in work.records],
+                "devices": [r.device_id for r in records],
+                "streams": [stream_id for stream_id, _ in work.records],
+                "sequences": [r.sequence for r in records],
+                "days": [_day(r.day) for r in records],
+                "raws": [r.raw for r in records],
+            },
+        )
+    if work.received:
+        connection.execute(sql.ADD_RECEIVED, _days_apart(work.received))
+    if work.quarantined:
+        keys = list(work.quarantined)
+        connection.execute(
+            sql.ADD_QUARANTINED,
+            {
+                "streams": [stream_id for stream_id, _, _, _ in keys],
+                "kinds": [kind for _, kind, _, _ in keys],
+                "days": [_day(day) for _, _, day, _ in keys],
+                "rules": [rule for _, _, _, rule in keys],
+                "records": list(work.quarantined.values()),
+            },
+        )
+    if work.errors:
+        codes = list(work.errors)
+        errors = list(work.errors.values())
+        connection.execute(
+            sql.LOG_ERRORS,
+            {
+                "types": ["data"] * len(errors),
+                "severities": [e.severity for e in errors],
+                "codes": [code for code, _ in codes],
+                "messages": [e.message for e in errors],
+                "hints": [e.hint for e in errors],
+                "stores": [e.store_id for e in errors],
+                "devices": [device_id for _, device_id in codes],
+                "records": [e.records for e in errors],
+                "occurrences": [e.occurrences for e in errors],
+            },
+        )
+
+
+def read_receipts(
+    connection: database.Connection,
+    batch: Sequence[Parsed],
+    streams: list[int | None],
+    received_ms: int,
+) -> list[StreamReceipt]:
+    """What the device may be told once this transaction is committed."""
+    wanted = {stream_id for stream_id in streams if stream_id is not None}
+    if not wanted:
+        return []
+    state = {
+        stream_id: (ledger_version, list(zip(firsts, ends, strict=True)))
+        for stream_id, ledger_version, firsts, ends in connection.execute(
+            sql.READ_RECEIPTS, {"streams": list(wanted), "ranges": MAX_RANGES + 1}
+        )
+    }
+    receipts: dict[tuple[str, int], StreamReceipt] = {}
+    for item, stream_id in zip(batch, streams, strict=True):
+        address = stream_key(item)
+        if stream_id is None or address is None:
+            continue
+        ledger_version, held = state[stream_id]
+        watermark = held[0][1] - 1 if held and held[0][0] <= 1 else 0
+        above = held[1:] if watermark else held
+        receipts[item.arrival.store_id, stream_id] = StreamReceipt(
+            item.arrival.store_id,
+            item.arrival.device_id,
+            Receipt(
+                epoch=address[1],
+                watermark=watermark,
+                ranges=tuple((first, end - 1) for first, end in above[:MAX_RANGES]),
+                hub_time_ms=received_ms,
+                ledger_version=ledger_version,
+            ),
+        )
+    return list(receipts.values())
+
+
+def stream_key(item: Parsed) -> tuple[str, bytes] | None:
+    """(device, epoch) that ``item`` speaks for, if any."""
+    if isinstance(item, SegmentArrival):
+        return item.arrival.device_id, item.header.epoch
+    if isinstance(item, HelloArrival):
+        return item.arrival.device_id, item.hello.epoch
+    return None
+
+
+def _days_apart(counted: dict[tuple[int, int, int], int]) -> dict[str, Any]:
+    """(stream, kind, day) → records, as the parallel arrays that statements take."""
+    return {
+        "streams": [stream_id for stream_id, _, _ in counted],
+        "kinds": [kind for _, kind, _ in counted],
+        "days": [_day(day) for _, _, day in counted],
+        "records": list(counted.values()),
+    }
+
+
+def _day(day: int) -> int | None:
+    return None if day == UNKNOWN_DAY else day
+
+
+@lru_cache(maxsize=1024)
+def _known_zone(zone: str) -> str | None:
+    """A zone that nobody knows would break every query that computes with it."""
+    try:
+        return BusinessCalendar(zone).zone
+    except ConfigError:
+        return None

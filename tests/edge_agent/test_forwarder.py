@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import random
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from scout_edge.buffer import Buffer, StoredSegment
+from scout_edge.config import DeviceSettings, MqttSettings
+from scout_edge.forwarder import Forwarder
+from scout_edge.metrics import AgentMetrics
+from scout_shared import wire
+from scout_shared.errors import ConfigError
+from tests.edge_agent.hub import Hub
+from tests.edge_agent.records import ZONE, contents, documents, readings, stored
+from tests.harness.process import Process
+from tests.harness.servers import Address
+from tests.harness.waiting import free_port
+
+DEVICE = DeviceSettings("pos-1", "store-7", ZONE)
+BROKER = (
+    "import sys; from scout_central.broker import run_broker;"
+    " run_broker(int(sys.argv[1]), version5_port=int(sys.argv[2]) or None)"
+)
+
+
+@pytest.fixture
+def buffer(tmp_path: Path) -> Iterator[Buffer]:
+    with Buffer(tmp_path / "edge.db", zone=ZONE) as opened:
+        yield opened
+
+
+def settings(address: Address, **changed: object) -> MqttSettings:
+    quick = MqttSettings(
+        host=address.host,
+        port=address.port,
+        heartbeat_seconds=1.0,
+        ack_timeout_seconds=0.3,
+        reconnect_cap_seconds=0.3,
+    )
+    return dataclasses.replace(quick, **changed)  # type: ignore[arg-type]  # fields by name
+
+
+@contextlib.asynccontextmanager
+async def forwarding(
+    buffer: Buffer, mqtt: MqttSettings, seal_seconds: float = 0.05
+) -> AsyncIterator[Forwarder]:
+    forwarder = Forwarder(
+        buffer, AgentMetrics(buffer), device=DEVICE, mqtt=mqtt, seal_seconds=seal_seconds
+    )
+    task = asyncio.create_task(forwarder.run(), name="forwarder")
+    try:
+        yield forwarder
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def at_hub(hub: Hub) -> tuple[Counter[wire.Reading], list[wire.Document]]:
+    segments = []
+    for first in sorted(hub.segments):
+        header = wire.decode_header(hub.segments[first])
+        body = hub.segments[first]
+        segments.append(StoredSegment(first, header.records, header.kind, body))
+    return contents(segments)
+
+
+async def test_everything_arrives_and_is_deleted_after_its_receipt(
+    buffer: Buffer, broker: Address
+) -> None:
+    hub = Hub()
+    buffer.append_readings(readings(20_500))
+    docs = documents(buffer, 30)
+    async with hub.running(*broker), forwarding(buffer, settings(broker)) as forwarder:
+        await until(lambda: not forwarder.backlog())
+        buffer.append_documents(docs)  # while connected
+        await until(lambda: not forwarder.backlog())
+        await until(lambda: not buffer.status().ledger)
+    assert at_hub(hub) == (Counter(readings(20_500)), docs)
+    assert stored(buffer) == []
+    assert hub.arrivals == len(hub.segments), "with a hub that answers nothing is sent twice"
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_lost_repeated_and_reordered_receipts_lose_and_double_nothing(
+    buffer: Buffer, broker: Address, seed: int
+) -> None:
+    hub = Hub(seed=seed, loss_ratio=0.3, repeat_ratio=0.5, credit=4)
+    rng = random.Random(seed)
+    made: list[wire.Document] = []
+    async with hub.running(*broker), forwarding(buffer, settings(broker)) as forwarder:
+
+        async def produce() -> None:
+            for i in range(30):
+                batch = documents(buffer, rng.choice([1, 20, 300]), first=10_000 * i)
+                await asyncio.to_thread(buffer.append_documents, batch)
+                made.extend(batch)
+
+        def nothing_is_deleted_before_its_receipt() -> bool:
+            told = hub.told
+            kept = {s.first_sequence for s in stored(buffer, after=buffer.watermark)}
+            assert buffer.watermark <= told or buffer.watermark <= hub.told
+            # What no receipt covers is still in the file, or is remembered as committed.
+            for first, body in hub.segments.items():
+                header = wire.decode_header(body)
+                ranges = [r for receipt in hub.old_receipts for r in receipt.ranges]
+                covered = any(lo <= first and header.last_sequence <= hi for lo, hi in ranges)
+                assert header.last_sequence <= hub.told or first in kept or covered
+            return producing.done() and not forwarder.backlog()
+
+        producing = asyncio.create_task(produce())
+        await until(nothing_is_deleted_before_its_receipt, 60)
+        await producing
+    assert at_hub(hub)[1] == made
+    assert buffer.watermark == len(made)
+
+
+async def test_nothing_is_sent_or_deleted_while_the_hub_is_silent(
+    buffer: Buffer, broker: Address
+) -> None:
+    hub = Hub()
+    hub.silent = True
+    buffer.append_readings(readings(3000))
+    async with hub.running(*broker), forwarding(buffer, settings(broker)) as forwarder:
+        await until(lambda: len(hub.hellos) >= 3)
+        assert hub.arrivals == 0, "without a receipt on this connection only hellos are sent"
+        assert len(stored(buffer)) == 3
+        hub.silent = False
+        await until(lambda: not forwarder.backlog())
+        hub.silent = True
+        buffer.append_readings(readings(3000, first=3000))
+        # Credit is still there: it sends, misses the receipts, and goes back to the watermark.
+        await until(lambda: hub.arrivals >= 8)
+        assert len(stored(buffer, after=buffer.watermark)) == 3
+        assert buffer.watermark == 3000
+        hub.silent = False
+        await until(lambda: not forwarder.backlog())
+    assert at_hub(hub)[0] == Counter(readings(6000))
+
+
+async def test_no_credit_pauses_sending_and_a_hello_asks_again(
+    buffer: Buffer, broker: Address
+) -> None:
+    hub = Hub(credit=0)
+    buffer.append_readings(readings(3000))
+    async with hub.running(*broker), forwarding(buffer, settings(broker)) as forwarder:
+        await until(lambda: len(hub.hellos) >= 2)
+        assert hub.arrivals == 0
+        hub.credit = 1
+        await until(lambda: not forwarder.backlog())
+        assert len(hub.segments) == 3
+
+
+async def test_a_hello_tells_what_the_hub_needs(buffer: Buffer, broker: Address) -> None:
+    hub = Hub(credit=0)
+    buffer.append_documents(documents(buffer, 7))
+    expected = buffer.status()
+    async with hub.running(*broker), forwarding(buffer, settings(broker), seal_seconds=9999):
+        await until(lambda: hub.hellos)
+    hello = hub.hellos[0]
+    assert (hello.epoch, hello.zone, hello.acked) == (buffer.epoch, ZONE, 0)
+    assert (hello.next_sequence, hello.unsealed_records) == (1, 7)
+    assert (hello.ledger, hello.ledger_version) == (expected.ledger, 1)
+    assert hello.oldest_unsent_ms == expected.oldest_unsent_ms
+    assert hello.interval_seconds == 1.0
+    assert "reconnects" in hello.counters
+
+
+async def test_status_is_online_then_offline_and_the_will_speaks_for_the_dead(
+    buffer: Buffer, broker: Address, tmp_path: Path, processes: Callable[..., Process]
+) -> None:
+    hub = Hub()
+    async with hub.running(*broker):
+        async with forwarding(buffer, settings(broker)) as forwarder:
+            await until(lambda: forwarder.state.connected)
+        await until(lambda: [s["online"] for s in hub.statuses] == [True, False])
+        assert hub.statuses[1]["time_ms"] is not None
+        config = tmp_path / "edge.toml"
+        config.write_text(
+            f'[device]\nid = "d2"\nstore = "s"\nzone = "{ZONE}"\n'
+            f'[buffer]\npath = "{tmp_path}/d2.db"\n[http]\nport = {free_port()}\n'
+            f"[mqtt]\nport = {broker.port}\n"
+        )
+        agent = processes([sys.executable, "-m", "scout_edge.cli", "run", "--config", config])
+        await until(lambda: hub.statuses[-1]["online"])
+        agent.kill()
+        await until(lambda: not hub.statuses[-1]["online"])
+        assert hub.statuses[-1]["time_ms"] is None
+
+
+async def test_it_waits_for_the_broker_and_goes_on_after_a_restart_that_forgets_all(
+    buffer: Buffer, processes: Callable[..., Process]
+) -> None:
+    port = free_port()
+    address = Address("127.0.0.1", port)
+    buffer.append_readings(readings(5000))
+
+    def start() -> Process:
+        process = processes([sys.executable, "-c", BROKER, str(port), "0"])
+        assert isinstance(process, Process)
+        return process
+
+    hub = Hub()
+    async with forwarding(buffer, settings(address)) as forwarder:
+        await until(lambda: forwarder.metrics.counters()["reconnects"] >= 2)
+        assert "refused" in forwarder.state.last_error.lower()
+        first = start()
+        await asyncio.to_thread(first.wait_for_port, port)
+        async with hub.running(*address):
+            await until(lambda: not forwarder.backlog())
+        first.kill()
+        buffer.append_readings(readings(5000, first=5000))
+        second = start()
+        await asyncio.to_thread(second.wait_for_port, port)
+        async with hub.running(*address):
+            await until(lambda: not forwarder.backlog(), 30)
+    assert at_hub(hub)[0] == Counter(readings(10_000))
+
+
+async def test_version_5_carries_the_same(
+    buffer: Buffer, processes: Callable[..., Process]
+) -> None:
+    port, port5 = free_port(), free_port()
+    process = processes([sys.executable, "-c", BROKER, str(port), str(port5)])
+    process.wait_for_port(port5)
+    hub = Hub()
+    buffer.append_readings(readings(2000))
+    mqtt = settings(Address("127.0.0.1", port5), version="5")
+    async with hub.running("127.0.0.1", port), forwarding(buffer, mqtt) as forwarder:
+        await until(lambda: not forwarder.backlog())
+    assert at_hub(hub)[0] == Counter(readings(2000))
+
+
+async def test_the_same_on_mosquitto(buffer: Buffer, mosquitto_broker: Address) -> None:
+    hub = Hub(loss_ratio=0.2, repeat_ratio=0.3)
+    buffer.append_readings(readings(10_000))
+    mqtt = settings(mosquitto_broker, version="5")
+    async with hub.running(*mosquitto_broker), forwarding(buffer, mqtt) as forwarder:
+        await until(lambda: not forwarder.backlog(), 60)
+    assert at_hub(hub)[0] == Counter(readings(10_000))
+
+
+async def test_an_impossible_receipt_stops_sending_and_deletes_nothing(
+    buffer: Buffer, broker: Address
+) -> None:
+    hub = Hub()
+    hub.make_receipt = lambda receipt: dataclasses.replace(receipt, watermark=10**6)
+    buffer.append_readings(readings(3000))
+    async with hub.running(*broker), forwarding(buffer, settings(broker)) as forwarder:
+        await until(lambda: forwarder.state.fenced)
+        hellos = len(hub.hellos)
+        await until(lambda: len(hub.hellos) > hellos + 1)
+    assert hub.arrivals == 0
+    assert len(stored(buffer)) == 3
+    assert forwarder.metrics.counters()["receipt_incidents"] >= 1
+
+
+async def test_drain_seals_and_sends_what_is_left(buffer: Buffer, broker: Address) -> None:
+    hub = Hub()
+    async with (
+        hub.running(*broker),
+        forwarding(buffer, settings(broker), seal_seconds=9999) as forwarder,
+    ):
+        buffer.append_readings(readings(5))
+        await until(lambda: hub.hellos)
+        assert buffer.status().unsealed_records == 5
+        assert await forwarder.drain(10)
+        hub.silent = True
+        buffer.append_readings(readings(5))
+        assert not await forwarder.drain(0.05)
+    assert at_hub(hub)[0][readings(1)[0]] >= 1
+
+
+def test_tls_files_that_cannot_be_used_are_a_setting_to_change(
+    buffer: Buffer, tmp_path: Path
+) -> None:
+    mqtt = MqttSettings(tls=True, tls_ca=tmp_path / "no.pem")
+    with pytest.raises(ConfigError, match="TLS"):
+        Forwarder(buffer, AgentMetrics(buffer), device=DEVICE, mqtt=mqtt, seal_seconds=1)
