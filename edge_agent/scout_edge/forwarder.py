@@ -8,7 +8,7 @@ carries only hellos, and an old copy of a buffer is found out before it does har
 and proves nothing. No receipt in time: back to the watermark, one segment at a time until the hub
 shows progress again. A lost receipt costs a time-out and a hello, a repeated one nothing.
 
-One async context per connection, named tasks, no callbacks. Cancel ``run`` to stop: the hub is told
+One async context per connection, named tasks, no callbacks. ``stopped`` ends it: the hub is told
 "offline". Not its job: what is sealed when a device is offline (``Buffer``), how records look.
 """
 
@@ -185,6 +185,7 @@ class _Session:
         self._rtt_seconds = 0.0
         self._wake = asyncio.Event()
         self._ask = asyncio.Event()
+        self._ending = False
         self._state.credit, self._state.fenced = 0, False
 
     async def run(self) -> None:
@@ -202,6 +203,14 @@ class _Session:
             self._tasks.create_task(self._receive(), name="receipts")
             self._tasks.create_task(self._send(), name="segments")
             self._tasks.create_task(self._heartbeat(), name="heartbeat")
+            try:
+                await asyncio.Event().wait()
+            finally:
+                # Cancellation alone is not enough: until Python 3.12 asyncio.wait_for, on which
+                # aiomqtt's publish stands, loses one that comes together with its result.
+                self._ending = True
+                self._wake.set()
+                self._ask.set()
 
     async def _publish_up(
         self, channel: str, payload: bytes, *, retain: bool = False, seconds: float | None = None
@@ -213,7 +222,7 @@ class _Session:
     # -- segments -------------------------------------------------------------------------------
 
     async def _send(self) -> None:
-        while True:
+        while not self._ending:
             self._wake.clear()
             self._expire()
             room = self._window() - len(self._flights)
@@ -226,7 +235,8 @@ class _Session:
             self._state.in_flight = len(self._flights)
             if not segments:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), _NAP_SECONDS)
+                    async with asyncio.timeout(_NAP_SECONDS):
+                        await self._wake.wait()
 
     def _window(self) -> int:
         if self._state.fenced:
@@ -328,7 +338,7 @@ class _Session:
 
     async def _heartbeat(self) -> None:
         pause = _FIRST_PAUSE_SECONDS
-        while True:
+        while not self._ending:
             self._ask.clear()
             await self._publish_up(topics.HELLO, (await self._hello()).encode())
             heartbeat = self._mqtt.heartbeat_seconds
@@ -338,7 +348,8 @@ class _Session:
                 wait = min(pause, heartbeat)
                 pause *= 2
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ask.wait(), wait)
+                async with asyncio.timeout(wait):
+                    await self._ask.wait()
 
     async def _hello(self) -> Hello:
         status = await asyncio.to_thread(self._buffer.status)
@@ -359,6 +370,19 @@ class _Session:
             clock_synced=clock.synced(),
             counters=self._metrics.counters(),
         )
+
+
+async def stopped(task: asyncio.Task[NoReturn]) -> None:
+    """Cancel a task of ``Forwarder.run`` until it has ended.
+
+    More than once, because before Python 3.12 ``asyncio.wait_for`` in aiomqtt can lose a
+    cancellation. Raises what the task raised.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=1.0)
+    if not task.cancelled():
+        task.result()
 
 
 def _tls_context(mqtt: MqttSettings) -> ssl.SSLContext | None:

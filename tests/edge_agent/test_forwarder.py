@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from scout_edge.buffer import Buffer, StoredSegment
 from scout_edge.config import DeviceSettings, MqttSettings
-from scout_edge.forwarder import Forwarder
+from scout_edge.forwarder import Forwarder, stopped
 from scout_edge.metrics import AgentMetrics
 from scout_shared import wire
 from scout_shared.errors import ConfigError
@@ -57,9 +57,7 @@ async def forwarding(
     try:
         yield forwarder
     finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await stopped(task)
 
 
 async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:

@@ -1,8 +1,6 @@
 """Checks our SQL files: they parse as PostgreSQL, keep house style, and say what they are.
 
-sqlfluff takes minutes over files that sqlglot reads in one second, and argues with layouts that we
-mean; this holds the four rules of STYLE §6 that a person would otherwise have to look for:
-a header comment, lower-case keywords, no ``select *`` at the outer level, and text that parses.
+Holds the four rules of the house that a person would otherwise have to look for: a header comment, lower-case keywords, no ``select *`` at the outer level, and text that parses.
 """
 
 from __future__ import annotations

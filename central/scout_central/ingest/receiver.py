@@ -184,7 +184,7 @@ class Receiver:
     # --- parse and commit
 
     def _parse(self, stop: threading.Event) -> None:
-        """Batches of at most N segments, closed early after some milliseconds."""
+        """Batches: closed after some milliseconds if a committer is free, else filled up to N."""
         while not stop.is_set():
             first = self.intake.take(_POLL_SECONDS)
             if first is None:
@@ -209,9 +209,13 @@ class Receiver:
             batch.items.append(item)
             if isinstance(item, SegmentArrival):
                 records += item.header.records
+            if len(batch.items) >= self._settings.batch_segments or records >= BATCH_RECORDS:
+                return
+            # While all committers are busy a small batch gains nothing by being closed.
             left = closes - time.monotonic()
-            full = len(batch.items) >= self._settings.batch_segments or records >= BATCH_RECORDS
-            arrival = None if full or left <= 0 else self.intake.take(left)
+            if left <= 0 and self._batches.empty():
+                return
+            arrival = self.intake.take(max(left, 0.0))
 
     def _hand_over(self, batch: _Batch, stop: threading.Event) -> bool:
         while not stop.is_set():

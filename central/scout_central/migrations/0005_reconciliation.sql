@@ -540,3 +540,37 @@ begin atomic
         end,
         measured_at = excluded.measured_at;
 end;
+
+-- After a restore into another cluster transaction numbers start anew: rows that carry numbers of the
+-- old one would hide behind the horizon. Visible rows at or above it are old or committed: both may
+-- count as consumed from the start, for all datasets are rebuilt after this.
+create function metadata.adopt_rows() returns bigint
+language plpgsql as $$
+declare
+    target record;
+    horizon bigint := metadata.horizon_xid();
+    changed bigint;
+    total bigint := 0;
+begin
+    for target in
+        select namespace.nspname, class.relname
+        from pg_attribute as attribute
+        inner join pg_class as class on attribute.attrelid = class.oid
+        inner join pg_namespace as namespace on class.relnamespace = namespace.oid
+        where attribute.attname = 'xid' and not attribute.attisdropped
+            and class.relkind in ('r', 'p') and not class.relispartition
+            and (
+                namespace.nspname in ('bronze', 'silver', 'gold', 'platinum')
+                or (namespace.nspname = 'metadata' and class.relname in ('segments', 'files'))
+            )
+    loop
+        execute format('update %I.%I set xid = 0 where xid >= $1', target.nspname, target.relname)
+        using horizon;
+        get diagnostics changed = row_count;
+        total := total + changed;
+    end loop;
+    delete from metadata.deleted_keys;
+    delete from metadata.watermarks;
+    return total;
+end
+$$;
