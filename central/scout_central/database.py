@@ -75,7 +75,9 @@ def translate(error: psycopg.Error) -> ScoutError:
     state = error.sqlstate or ""
     message = str(error).strip().replace("\n", " ")
     if state.startswith("28") or state == "3D000":
-        return ConfigError(f"PostgreSQL refused the connection: {message}", "check SCOUT_DATABASE_DSN")
+        return ConfigError(
+            f"PostgreSQL refused the connection: {message}", "check SCOUT_DATABASE_DSN"
+        )
     if not state and isinstance(error, (psycopg.DataError, psycopg.ProgrammingError)):
         # psycopg itself refused a value (NUL in a text): a retry would refuse it for ever.
         return PermanentError(f"a value cannot be sent to PostgreSQL: {message}")
@@ -111,7 +113,9 @@ def migrate(dsn: str) -> list[str]:
             "create table if not exists scout_migrations.applied ("
             " name text primary key, sha256 text not null, applied_at timestamptz not null default now())"
         )
-        done = dict(connection.execute("select name, sha256 from scout_migrations.applied").fetchall())
+        done = dict(
+            connection.execute("select name, sha256 from scout_migrations.applied").fetchall()
+        )
         known = migrations()
         newer = sorted(set(done) - {name for name, _, _ in known})
         if newer:

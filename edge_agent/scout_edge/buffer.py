@@ -140,9 +140,7 @@ class Buffer:
         self._reading = threading.Lock()
         with contextlib.ExitStack() as stack:
             stack.enter_context(database.locked(path))
-            self._writer = stack.enter_context(
-                contextlib.closing(database.open_writer(path))
-            )
+            self._writer = stack.enter_context(contextlib.closing(database.open_writer(path)))
             self._journal = Journal(self._writer, zone)
             with database.kept(path):
                 self._load()

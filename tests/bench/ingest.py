@@ -35,7 +35,7 @@ DAY = START_MS // 86_400_000
 def main() -> None:
     options = _options()
     logs.configure(level="warning")
-    with _server(options.dsn) as dsn:
+    with server(options.dsn) as dsn:
         database.migrate(dsn)
         arrivals = [
             _segments(repeat, options.segments, options.devices)
@@ -69,7 +69,7 @@ def _options() -> argparse.Namespace:
 
 
 @contextmanager
-def _server(dsn: str | None) -> Iterator[str]:
+def server(dsn: str | None) -> Iterator[str]:
     if dsn:
         yield dsn
         return
@@ -82,13 +82,13 @@ def _server(dsn: str | None) -> Iterator[str]:
 def _segments(repeat: int, segments: int, devices: int) -> list[Arrival]:
     each = segments // devices
     return [
-        Arrival("367", f"device-{d}", topics.DATA, _segment(d, repeat * each + i))
+        Arrival("367", f"device-{d}", topics.DATA, sealed_segment(d, repeat * each + i))
         for i in range(each)
         for d in range(devices)
     ]
 
 
-def _segment(device: int, number: int) -> bytes:
+def sealed_segment(device: int, number: int) -> bytes:
     """A thousand readings of forty sensors: steps, drifts, counters; one value in ten is raw."""
     readings = []
     for i in range(READINGS):

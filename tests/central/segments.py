@@ -17,6 +17,14 @@ EPOCH, STORE, DEVICE = b"E" * 16, "367", "device-1"
 LANDED, REDELIVERED = Outcome.LANDED, Outcome.REDELIVERED
 QUARANTINED, REFUSED = Outcome.QUARANTINED, Outcome.REFUSED
 
+FAILING_COMMIT = """
+create function fail() returns trigger language plpgsql as
+$$ begin raise exception 'the disk is full' using errcode = '53100'; end $$;
+create constraint trigger fail after insert on metadata.segments
+deferrable initially deferred for each row execute function fail();
+"""
+"""Everything in the transaction works; only its commit does not."""
+
 
 def sealing(epoch: bytes = EPOCH) -> wire.Sealing:
     return wire.Sealing(epoch, b"b" * 16, "America/New_York", wire.CLOCK_SYNCED, START_MS, 7)

@@ -27,9 +27,7 @@ VALUES = st.one_of(
     st.integers(-(2**53), 2**53).map(float),
     st.just(0.1),
 )
-READINGS = st.lists(
-    st.builds(wire.Reading, METRICS, TIMES, VALUES), min_size=1, max_size=60
-)
+READINGS = st.lists(st.builds(wire.Reading, METRICS, TIMES, VALUES), min_size=1, max_size=60)
 DAYS = st.one_of(st.just(UNKNOWN_DAY), st.integers(columns.MIN_DAY, columns.MAX_DAY))
 DOCUMENTS = st.lists(
     st.builds(
@@ -154,7 +152,7 @@ def with_meta(segment: bytes, **changes: object) -> bytes:
 def test_what_postgresql_cannot_hold_is_refused_before_it_gets_there(
     changes: dict[str, object],
 ) -> None:
-    with pytest.raises(WireError, match="meta|day"):
+    with pytest.raises(WireError, match=r"meta|day"):
         columns.decode(with_meta(readings(1, 50), **changes))
 
 

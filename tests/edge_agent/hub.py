@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import aiomqtt
+
 from scout_shared import topics, wire
 from scout_shared.messages import Hello, Receipt
 
@@ -101,9 +102,7 @@ class Hub:
         if self.rng.random() < self.repeat_ratio and self.old_receipts and not self.silent:
             await self._say(client, store, device, self.rng.choice(self.old_receipts))
 
-    async def _say(
-        self, client: aiomqtt.Client, store: str, device: str, receipt: Receipt
-    ) -> None:
+    async def _say(self, client: aiomqtt.Client, store: str, device: str, receipt: Receipt) -> None:
         self.told = max(self.told, receipt.watermark)
         topic = topics.receipt(store, device, receipt.epoch)
         await client.publish(topic, receipt.encode(), qos=1, retain=True)

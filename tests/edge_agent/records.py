@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 
@@ -36,7 +37,7 @@ def stored(buffer: Buffer, after: int = 0) -> list[StoredSegment]:
     segments: list[StoredSegment] = []
     while more := buffer.segments_after(segments[-1].last_sequence if segments else after, 1 << 20):
         segments += more
-    for a, b in zip(segments, segments[1:], strict=False):
+    for a, b in itertools.pairwise(segments):
         assert b.first_sequence == a.last_sequence + 1
     return segments
 

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
 from scout_edge.buffer import Buffer, StoredSegment
 from scout_shared import wire
 from tests.edge_agent.records import ZONE, contents, stored
@@ -24,6 +25,7 @@ def run_and_kill(path: Path, seed: int, start: int, seconds: float, output: Path
         subprocess.Popen(
             [sys.executable, "-m", "tests.edge_agent.appender", str(path), str(seed), str(start)],
             stdout=sink,
+            cwd=Path(__file__).parents[2],
         ) as process,
     ):
         # Not a wait for something: the random moment of the crash, counted from the first OK.

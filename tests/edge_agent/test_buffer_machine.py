@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -16,11 +17,12 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
+
 from scout_edge.buffer import Buffer, KeyReusedError, StoredSegment
 from scout_shared import wire
 from scout_shared.errors import PermanentError
 from scout_shared.messages import Receipt
-from scout_shared.wire import DOCUMENTS, READINGS, UNKNOWN_DAY, Document, Reading
+from scout_shared.wire import DOCUMENTS, READINGS, Document, Reading
 from tests.edge_agent.records import DAY_MS, START_MS, ZONE, contents
 
 
@@ -140,7 +142,10 @@ class BufferMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def a_receipt_comes_new_old_or_partial(self, data: st.DataObject) -> None:
         receipt = self.receipt()
-        ends = [0, *(s.last_sequence for s in self.hub.values() if s.last_sequence <= receipt.watermark)]
+        ends = [
+            0,
+            *(s.last_sequence for s in self.hub.values() if s.last_sequence <= receipt.watermark),
+        ]
         watermark = data.draw(st.sampled_from([receipt.watermark, *sorted(ends)]))
         keep = data.draw(st.booleans())
         version = data.draw(st.integers(0, self.buffer.status().ledger_version))
@@ -200,9 +205,7 @@ class BufferMachine(RuleBasedStateMachine):
 
     @rule()
     def the_whole_ledger_is_right(self) -> None:
-        """Seen by a hub that has acknowledged nothing: a copy of the file with the mark set back."""
-        import sqlite3
-
+        """What ``status`` tells is only what changed; the file holds all of it."""
         with sqlite3.connect(self.path) as other:
             rows = other.execute("select day, kind, records from ledger").fetchall()
         other.close()
@@ -211,5 +214,3 @@ class BufferMachine(RuleBasedStateMachine):
 
 TestBufferMachine = BufferMachine.TestCase
 TestBufferMachine.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
-
-assert UNKNOWN_DAY < 0

@@ -3,6 +3,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
 from scout_edge import config
 from scout_shared.errors import ConfigError
 
@@ -24,8 +25,8 @@ def test_the_sample_is_right_and_shows_the_defaults(tmp_path: Path) -> None:
     sections = tomllib.loads(SAMPLE.read_text())
     assert sections.keys() == {field.name for field in dataclasses.fields(sample)}
     text = SAMPLE.read_text()
-    for section in dataclasses.fields(sample):
-        for field in dataclasses.fields(getattr(sample, section.name)):
+    for part in dataclasses.fields(sample):
+        for field in dataclasses.fields(getattr(sample, part.name)):
             if "variable" not in field.metadata:
                 assert f"{field.name} = " in text, f"the sample does not show {field.name}"
 
@@ -37,7 +38,7 @@ def test_the_password_comes_from_the_environment_and_is_not_shown(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    "text, message",
     [
         ("", "'id', 'store', 'zone' must be set"),
         ('[device]\nid = "d"\nstore = "s"\n', "'zone' must be set"),

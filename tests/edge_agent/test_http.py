@@ -3,12 +3,14 @@ from __future__ import annotations
 import http.client
 import json
 import random
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
 from scout_edge.buffer import Buffer
 from scout_edge.metrics import AgentMetrics
 from scout_edge.sources import http as door_module
@@ -27,7 +29,11 @@ class Client:
         self.connection = http.client.HTTPConnection(*address, timeout=10)
 
     def __call__(
-        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
     ) -> tuple[int, Any, http.client.HTTPMessage]:
         self.connection.request(method, path, body, headers if headers is not None else JSON)
         answer = self.connection.getresponse()
@@ -91,12 +97,12 @@ def test_readings_are_accepted(ask: Client, buffer: Buffer) -> None:
 
 def test_one_connection_serves_many_requests_without_delay(ask: Client, buffer: Buffer) -> None:
     ask("POST", "/v1/documents", SALE)
-    socket = ask.connection.sock
+    before = ask.connection.sock
     for _ in range(50):
         assert ask("POST", "/v1/documents", SALE)[0] == 200
         assert ask("GET", "/v1/status")[0] == 200
         assert ask("POST", "/v1/documents", b"not json")[0] == 400
-    assert ask.connection.sock is socket
+    assert ask.connection.sock is before
     assert buffer.status().unsealed_records == 51
 
 
@@ -115,7 +121,7 @@ def test_a_retry_under_the_same_key_is_answered_and_not_stored_again(
 
 
 @pytest.mark.parametrize(
-    ("body", "error"),
+    "body, error",
     [
         (b"{", "not JSON"),
         (b"[" + SALE + b"," + SALE.replace(b"+08:00", b"") + b"]", "item 1: observed_at"),
@@ -164,8 +170,6 @@ def test_a_request_that_is_too_large_is_refused_before_it_is_read(
 
 
 def test_a_client_that_waits_to_be_told_to_go_on_is_told(door: HttpDoor, buffer: Buffer) -> None:
-    import socket
-
     with socket.create_connection(door.address, timeout=5) as raw:
         head = f"POST /v1/documents HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
 Content-Length: {len(SALE)}\r\nExpect: 100-continue\r\n\r\n"
@@ -177,8 +181,6 @@ Content-Length: {len(SALE)}\r\nExpect: 100-continue\r\n\r\n"
 
 
 def test_a_request_that_breaks_off_stores_nothing(door: HttpDoor, buffer: Buffer) -> None:
-    import socket
-
     with socket.create_connection(door.address, timeout=5) as raw:
         raw.sendall(
             b"POST /v1/documents HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"

@@ -3,13 +3,15 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from scout_edge.sources import payload
 from scout_shared.errors import PermanentError
-from scout_shared.wire import UNKNOWN_DAY
+from scout_shared.wire import UNKNOWN_DAY, Document
 from scout_shared.zones import BusinessCalendar
 from tests.edge_agent.records import ZONE
 
 CALENDAR = BusinessCalendar(ZONE)
+TIME = '"2026-11-23T08:15:00+08:00"'
 GOOD = '{"type":"transaction","observed_at":"2026-11-23T08:15:00+08:00","body":{"total":1.10}}'
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -19,7 +21,7 @@ JSON = st.recursive(
 )  # fmt: skip
 
 
-def documents(text: str | bytes, lines: bool = False) -> list[payload.Document]:
+def documents(text: str | bytes, lines: bool = False) -> list[Document]:
     raw = text.encode() if isinstance(text, str) else text
     return payload.documents(raw, CALENDAR, lines=lines)
 
@@ -63,7 +65,7 @@ def test_times_are_milliseconds_utc_with_the_business_day_of_the_store() -> None
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    'text, message',
     [
         ("", "not JSON"),
         (b"\xff", "not UTF-8"),
@@ -82,9 +84,9 @@ def test_times_are_milliseconds_utc_with_the_business_day_of_the_store() -> None
         (GOOD.replace('"type":', '"type":"a","type":'), "'type' is given twice"),
         (f'[{GOOD},{GOOD.replace("transaction", "")}]', 'item 1: type "" must be a text'),
         (GOOD.replace("+08:00", ""), "08:15:00\" has no offset"),
-        (GOOD.replace("2026-11-23T08:15:00+08:00", "yesterday"), "observed_at \"yesterday\" is not"),
+        (GOOD.replace(TIME, '"yesterday"'), 'observed_at "yesterday" is not'),
         (GOOD.replace("T08:15:00+08:00", ""), "has no offset"),
-        (GOOD.replace('"2026-11-23T08:15:00+08:00"', "1795392900"), "observed_at 1795392900 must be"),
+        (GOOD.replace(TIME, "1795392900"), "observed_at 1795392900 must be"),
         (GOOD.replace('{"total":1.10}', "[]"), "item 0: body \\[\\] must be a JSON object"),
     ],
 )  # fmt: skip
@@ -96,7 +98,8 @@ def test_a_wrong_document_is_named_with_item_field_and_value(
 
 
 def test_readings_are_numbers_with_a_time() -> None:
-    text = '[{"metric":"fridge.1.temperature_celsius","observed_at":"1970-01-01T00:00:01Z","value":-4}]'
+    time = '"1970-01-01T00:00:01Z"'
+    text = f'[{{"metric":"fridge.1.temperature_celsius","observed_at":{time},"value":-4}}]'
     (reading,) = payload.readings(text.encode(), lines=False)
     assert reading == ("fridge.1.temperature_celsius", 1000, -4.0)
     assert isinstance(reading.value, float)
@@ -106,7 +109,7 @@ def test_readings_are_numbers_with_a_time() -> None:
         ("-4", '"4"', 'value "4" must be a number'),
         ("-4", "1e999", "more than a float64"),
         ("-4", "1" + "0" * 400, "more than a float64"),
-        ('"1970-01-01T00:00:01Z"', "null", "observed_at null must be a time"),
+        (time, "null", "observed_at null must be a time"),
     ):
         with pytest.raises(PermanentError, match=f"item 0: {message}|{message}"):
             payload.readings(text.replace(old, new).encode(), lines=False)

@@ -3,6 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from scout_edge import clock
 from scout_edge.buffer import Buffer
 from scout_edge.sources.system import SystemSource

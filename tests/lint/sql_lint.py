@@ -1,6 +1,7 @@
 """Checks our SQL files: they parse as PostgreSQL, keep house style, and say what they are.
 
-Holds the four rules of the house that a person would otherwise have to look for: a header comment, lower-case keywords, no ``select *`` at the outer level, and text that parses.
+Holds the four rules of the house that a person would otherwise have to look for: a header comment,
+lower-case keywords, no ``select *`` at the outer level, and text that parses.
 """
 
 from __future__ import annotations

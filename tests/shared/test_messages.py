@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from scout_shared.errors import WireError
 from scout_shared.messages import Hello, LedgerEntry, Receipt, status_message
 
@@ -86,7 +87,7 @@ def test_what_is_no_message_is_refused(payload: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    "key, value",
     [("a", 1.5), ("a", -1), ("a", True), ("r", [[3, 2]]), ("r", [[0, 2]]), ("a", float("inf"))],
 )
 def test_a_watermark_or_range_that_cannot_be_is_refused(key: str, value: Any) -> None:

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from scout_shared import settings
 from scout_shared.errors import ConfigError
 
@@ -43,7 +44,7 @@ def test_the_secret_of_a_section_that_the_file_does_not_have_is_read_too() -> No
 
 
 @pytest.mark.parametrize(
-    ("document", "message", "hint"),
+    "document, message, hint",
     [
         ({"device": "d", "mqt": {}}, "unknown key 'mqt'", "'mqtt'"),
         ({"device": "d", "mqtt": {"prot": 1}}, "mqtt: unknown key 'prot'", "'port'"),
@@ -70,5 +71,5 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         path = tmp_path / "x.toml"
         if content is not None:
             path.write_bytes(content)
-        with pytest.raises(ConfigError, match="x.toml"):
+        with pytest.raises(ConfigError, match=r"x\.toml"):
             settings.load(Outer, path, {})

@@ -1,4 +1,5 @@
 import pytest
+
 from scout_shared import topics
 from scout_shared.errors import ConfigError, WireError
 

@@ -4,6 +4,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+
 from scout_shared.errors import ConfigError
 from scout_shared.zones import UNKNOWN_DAY, BusinessCalendar, day_to_iso
 

@@ -14,7 +14,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from scout_central.api.failures import Refusal
+from scout_central.api.failures import RefusalError
 from scout_central.config import ALL_STORES, Token
 
 RANK = {"viewer": 1, "operator": 2, "admin": 3}
@@ -76,9 +76,9 @@ def caller(
     request: Request,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> Caller:
-    """The bearer of the request's token. Raises Refusal (401)."""
+    """The bearer of the request's token. Raises RefusalError (401)."""
     if credentials is None:
-        raise Refusal(
+        raise RefusalError(
             401,
             "not_signed_in",
             "the request carries no bearer token",
@@ -87,7 +87,7 @@ def caller(
     book: TokenBook = request.app.state.tokens
     found = book.find(credentials.credentials)
     if found is None:
-        raise Refusal(
+        raise RefusalError(
             401,
             "unknown_token",
             "the hub does not know this token",
@@ -103,7 +103,7 @@ def needs(role: str, *, or_uploader: bool = False) -> Callable[[Caller], Caller]
         if RANK.get(found.role, 0) >= RANK[role] or (or_uploader and found.role == "uploader"):
             return found
         needed = f"{role} or uploader" if or_uploader else role
-        raise Refusal(
+        raise RefusalError(
             403,
             "forbidden",
             f"this needs the role {needed}; the token {found.name!r} has the role {found.role}",
@@ -116,7 +116,7 @@ def needs(role: str, *, or_uploader: bool = False) -> Callable[[Caller], Caller]
 def _all_stores(found: Annotated[Caller, Depends(needs("viewer"))]) -> Caller:
     if found.sees_all:
         return found
-    raise Refusal(
+    raise RefusalError(
         403,
         "forbidden",
         f"this shows figures of all stores; the token {found.name!r} may see some of them only",

@@ -32,7 +32,7 @@ REQUEST_SECONDS = 20.0
 UPLOAD_SECONDS = 600.0
 
 
-class Refusal(PermanentError):
+class RefusalError(PermanentError):
     """A request that is refused, with the HTTP status that says so."""
 
     def __init__(self, status: int, error: str, message: str, hint: str = "") -> None:
@@ -85,7 +85,7 @@ def _asynchronous(
 
 
 def _scout_error(request: Request, error: ScoutError) -> JSONResponse:
-    if isinstance(error, Refusal):
+    if isinstance(error, RefusalError):
         headers = {"www-authenticate": "Bearer"} if error.status == 401 else None
         return answer(error.status, error.error, error.message, error.hint, headers)
     if isinstance(error, TransientError):

@@ -10,12 +10,12 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, LiteralString
+from typing import Any
 
-import psycopg
 from psycopg import IsolationLevel
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
+from psycopg.sql import Composed
 
 from scout_central import database
 from scout_central.api.auth import Caller
@@ -43,26 +43,25 @@ class Reader:
         self.caller = caller
         self.as_of = dt.datetime.now(dt.UTC)
 
-    def rows(self, query: LiteralString | bytes, **parameters: Any) -> list[Row]:
+    def rows(self, query: bytes, **parameters: Any) -> list[Row]:
         """All rows of ``query`` by column name."""
         with self._connection.cursor(row_factory=dict_row) as cursor:
             return cursor.execute(query, parameters).fetchall()
 
-    def row(self, query: LiteralString | bytes, **parameters: Any) -> Row | None:
+    def row(self, query: bytes, **parameters: Any) -> Row | None:
         """The first row of ``query``, if it has one."""
         with self._connection.cursor(row_factory=dict_row) as cursor:
             return cursor.execute(query, parameters).fetchone()
 
-    def one(self, query: LiteralString | bytes, **parameters: Any) -> Row:
+    def one(self, query: bytes, **parameters: Any) -> Row:
         """The row of a query that always has one."""
         found = self.row(query, **parameters)
         assert found is not None, "a query without group by has a row"
         return found
 
-    def composed(self, query: psycopg.sql.Composable, parameters: Mapping[str, Any]) -> list[Row]:
+    def composed(self, query: Composed, parameters: Mapping[str, Any]) -> list[Row]:
         """All rows of a query whose identifiers come from the catalogue."""
-        with self._connection.cursor(row_factory=dict_row) as cursor:
-            return cursor.execute(query, parameters).fetchall()
+        return self.rows(query.as_bytes(self._connection), **parameters)
 
     @contextmanager
     def attempt(self, milliseconds: int) -> Iterator[None]:

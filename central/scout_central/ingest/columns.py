@@ -385,7 +385,9 @@ def _names(meta: dict[str, Any], key: str) -> list[str]:
     if not is_text(everything, len(everything) * 4) or max(map(len, names), default=0) > (
         MAX_NAME_BYTES // 4
     ):
-        raise WireError("bad_meta", f"a name of the meta is not text of {MAX_NAME_BYTES // 4} letters")
+        raise WireError(
+            "bad_meta", f"a name of the meta is not text of {MAX_NAME_BYTES // 4} letters"
+        )
     return names
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import queue
 import random
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from scout_central.ingest import meters
 from scout_central.ingest.arrivals import Arrival, Parsed, SegmentArrival, parse
 from scout_central.ingest.committer import Committed, Committer
 from scout_central.ingest.intake import Intake, cost_bytes
-from scout_central.ingest.receipts import Receipts
+from scout_central.ingest.receipts import Publish, Receipts
 from scout_shared import logs, topics
 from scout_shared.errors import ConfigError, PermanentError, TransientError, WireError
 
@@ -52,7 +53,12 @@ class _Batch:
 class Receiver:
     """The ingest of one hub process. Run each of ``tasks()`` in a thread of its own."""
 
-    def __init__(self, dsn: str, broker: Mqtt, settings: Ingest) -> None:
+    def __init__(
+        self, dsn: str, broker: Mqtt, settings: Ingest, *, publish: Publish | None = None
+    ) -> None:
+        """``publish``: where receipts go when no broker carries them (tests, benchmarks)."""
+        self.failed_commits = 0
+        """Commits that failed in a row; 0 while the database answers."""
         self._dsn = dsn
         self._broker = broker
         self._settings = settings
@@ -60,7 +66,7 @@ class Receiver:
         self._batches: queue.Queue[_Batch] = queue.Queue(maxsize=1)
         self._client: mqtt.Client | None = None
         self.receipts = Receipts(
-            self._publish,
+            publish or self._publish,
             lambda: (self.intake.limit_bytes - self.intake.used_bytes, self.intake.limit_bytes),
         )
         meters.QUEUE_BYTES.set_function(lambda: self.intake.used_bytes)
@@ -72,6 +78,18 @@ class Receiver:
             "ingest-parse": self._parse,
             **{f"ingest-commit-{i + 1}": self._commit for i in range(self._settings.committers)},
         }
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker accepted the connection and it still stands."""
+        client = self._client
+        return client is not None and client.is_connected()
+
+    def drop_connection(self) -> None:
+        """Break the MQTT connection, as a network does; it is made again."""
+        client = self._client
+        if client is not None and (connection := client.socket()) is not None:
+            connection.shutdown(socket.SHUT_RDWR)
 
     def offer(self, arrival: Arrival) -> bool:
         """Take in one message; False: dropped for want of room, and counted."""
@@ -154,9 +172,11 @@ class Receiver:
         group = self._settings.share_group
         # Any number of hubs share the data. The status is retained, and a shared subscription gets
         # no retained messages (MQTT 5, 4.8.2), so each hub hears it by a subscription of its own.
+        # A group of its own for each filter: rumqttd keeps one cursor per group name, and with two
+        # filters in a group it silently delivers only one of them.
         client.subscribe([
-            (f"$share/{group}/{topics.PREFIX}/+/+/up/{topics.DATA}", 1),
-            (f"$share/{group}/{topics.PREFIX}/+/+/up/{topics.HELLO}", 1),
+            (f"$share/{group}-data/{topics.PREFIX}/+/+/up/{topics.DATA}", 1),
+            (f"$share/{group}-hello/{topics.PREFIX}/+/+/up/{topics.HELLO}", 1),
             (f"{topics.PREFIX}/+/+/up/{topics.STATUS}", 1),
         ])  # fmt: skip  # one subscription per line
         self._client = client
@@ -258,7 +278,7 @@ class Receiver:
             try:
                 committed = committer.commit_isolating(items)
             except (TransientError, ConfigError) as error:  # a password may be mended meanwhile
-                failures += 1
+                self.failed_commits = failures = failures + 1
                 if failures > 1:  # one failure may be a deadlock or a connection that had died
                     meters.DATABASE_AWAY.set(1)
                     self.receipts.pause()
@@ -273,6 +293,7 @@ class Receiver:
                 return None
             else:
                 if failures:
+                    self.failed_commits = 0
                     meters.DATABASE_AWAY.set(0)
                     self.receipts.resume()
                 _count(committed, time.monotonic() - started)

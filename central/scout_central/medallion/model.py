@@ -63,6 +63,8 @@ class Model:
     """Kind of record in the reconciliation (``scout_shared.wire``); 0: not reconciled."""
     contract: str = ""
     """append: id of the contract that judges each row."""
+    planner: Mapping[str, str] = field(default_factory=dict)
+    """Settings of PostgreSQL's planner for this select, where its estimates are hopeless."""
     critical: tuple[str, ...] = ()
     """Columns whose completeness is measured; a contract's own list comes on top."""
     sha256: str = ""
@@ -93,9 +95,9 @@ _NEEDS: Mapping[str, frozenset[str]] = {
     "merge": frozenset({"merge", "landed", "outcome_kind"}),
 }
 _ALLOWS: Mapping[str, frozenset[str]] = {
-    "append": frozenset({"critical"}),
-    "keyed": frozenset({"scope", "guards", "critical"}),
-    "merge": frozenset({"critical"}),
+    "append": frozenset({"critical", "planner"}),
+    "keyed": frozenset({"scope", "guards", "critical", "planner"}),
+    "merge": frozenset({"critical", "planner"}),
 }
 _LISTS = ("key", "scope", "document", "critical")
 

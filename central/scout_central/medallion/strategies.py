@@ -75,6 +75,8 @@ def apply(
         FanOutError: a guard does not hold, or the select gives a key twice.
         psycopg.Error: as it comes; the caller translates it.
     """
+    for name, value in node.model.planner.items():
+        connection.execute("select set_config(%s, %s, true)", (name, value))
     if node.model.strategy == "keyed":
         return _keyed(connection, node, window, record_deleted=record_deleted)
     if node.model.strategy == "merge":

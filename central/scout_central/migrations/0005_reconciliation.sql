@@ -464,9 +464,13 @@ sizes as (
         landing.dataset,
         sum(greatest(class.reltuples, 0))::bigint as rows
     from landing
-    cross join lateral pg_partition_tree(landing.dataset::regclass) as tree
     inner join pg_class as class
-        on tree.relid = class.oid and tree.isleaf
+        on class.oid = landing.dataset::regclass
+        or class.oid in (
+            select part.inhrelid from pg_inherits as part
+            where part.inhparent = landing.dataset::regclass
+        )
+    where class.relkind = 'r'
     group by landing.dataset
 )
 

@@ -163,6 +163,37 @@ $$;
 revoke execute on function metadata.secure_tables() from public;
 revoke execute on function metadata.ensure_partitions(date, int) from public;
 
+-- Runs with what their heartbeats say: one that runs without them is lost, whatever its row says.
+create view metadata.runs with (security_invoker = true) as
+select
+    run_id,
+    parent_run_id,
+    agent,
+    task,
+    trigger,
+    case
+        when status = 'running' and heartbeat_at < now() - interval '2 minutes' then 'lost'
+        else status
+    end as status,
+    attempt,
+    worker,
+    started_at,
+    heartbeat_at,
+    finished_at,
+    case
+        when finished_at is not null then extract(epoch from finished_at - started_at)
+        when heartbeat_at >= now() - interval '2 minutes'
+            then extract(epoch from now() - started_at)
+    end::double precision as duration_seconds,
+    rows_read,
+    rows_written,
+    rows_deleted,
+    touched_keys,
+    mode,
+    message
+from metadata.agent_orchestration;
+comment on column metadata.runs.duration_seconds is 'until now while it runs; null when it is lost';
+
 -- The hub reads on behalf of a caller by `set local role`: its own role must be allowed to.
 do $$
 begin

@@ -35,10 +35,19 @@ recent as materialized (
         sold.currency,
         ends.as_of
     from ends
-    inner join gold.department_store_day as sold
-        on
-            ends.store_id = sold.store_id
-            and sold.business_date > ends.as_of - 77
+    cross join lateral (
+        select
+            past.store_id,
+            past.department,
+            past.business_date,
+            past.sales_value,
+            past.currency
+        from gold.department_store_day as past
+        where
+            past.store_id = ends.store_id
+            and past.business_date > ends.as_of - 77
+        offset 0
+    ) as sold
 ),
 
 trading_days as (

@@ -1,0 +1,547 @@
+"""The tables on the screens: which columns, in which words, in which order.
+
+A ``Sheet`` is plain text with tones; the web draws it as a table of the page, the terminal as a
+``DataTable``, both with the same words. Columns have a rank: the terminal shows the low ranks that
+fit its width. A cell never shows a stale value as if it were live. Pure functions.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scout_console import models
+from scout_console.values import (
+    EMPTY,
+    UNKNOWN,
+    Clock,
+    Nothing,
+    Said,
+    Tone,
+    age,
+    aged,
+    count,
+    counted,
+    duration,
+    printable,
+    size,
+)
+from scout_console.views import store
+
+MARKS = {
+    "online": "●",
+    "late": "◐",
+    "dark": "○",
+    "unknown": "?",
+    "ok": "●",
+    "completed": "●",
+    "running": "▸",
+    "stale": "◐",
+    "failed": "✕",
+    "lost": "✕",
+    "cancelled": "–",
+    "empty": "·",
+}
+"""A shape for each state, beside its word: nothing is told by colour alone."""
+
+_TONES = {
+    "online": Tone.GOOD,
+    "late": Tone.WARN,
+    "dark": Tone.BAD,
+    "ok": Tone.GOOD,
+    "completed": Tone.GOOD,
+    "running": Tone.PLAIN,
+    "stale": Tone.WARN,
+    "failed": Tone.BAD,
+    "lost": Tone.BAD,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column and how much it matters."""
+
+    name: str
+    rank: int = 1
+    """1: always; 2: from 100 characters on; 3: only where there is plenty of room."""
+    numeric: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A row; ``key`` finds it again after a refresh."""
+
+    key: str
+    cells: tuple[Said, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """A table in words."""
+
+    columns: tuple[Column, ...]
+    lines: tuple[Line, ...]
+    nothing: str
+    """What to say when there are no lines, and what would bring some."""
+
+    def narrow(self, rank: int) -> Sheet:
+        """Only the columns up to ``rank``."""
+        kept = [i for i, column in enumerate(self.columns) if column.rank <= rank]
+        return Sheet(
+            tuple(self.columns[i] for i in kept),
+            tuple(Line(line.key, tuple(line.cells[i] for i in kept)) for line in self.lines),
+            self.nothing,
+        )
+
+
+def state(word: str, text: str = "") -> Said:
+    """A state as shape, word and tone."""
+    mark = MARKS.get(word, "?")
+    return Said(f"{mark} {text or word}", _TONES.get(word, Tone.QUIET))
+
+
+def _text(value: str | None) -> Said:
+    return Said(printable(value)) if value else UNKNOWN
+
+
+def _since(moment: dt.datetime | None, now: dt.datetime, clock: Clock) -> Said:
+    if moment is None:
+        return UNKNOWN
+    return Said(clock.moment(moment, now), note=clock.full(moment))
+
+
+# --- fleet
+
+
+def fleet(devices: Sequence[models.Device], clock: Clock, now: dt.datetime) -> Sheet:
+    """One line per device, worst first, as the hub ordered them."""
+    return Sheet(
+        columns=(
+            Column("Store"),
+            Column("Device", 2),
+            Column("State"),
+            Column("For", numeric=True),
+            Column("Since", 2),
+            Column("Last heard", numeric=True),
+            Column("Backlog", numeric=True),
+            Column("Oldest unsent", 3, numeric=True),
+            Column("Clock skew", 3, numeric=True),
+            Column("Quarantine", 2, numeric=True),
+            Column("Version", 3),
+        ),
+        lines=tuple(Line(d.device_id, _device_cells(d, clock, now)) for d in devices),
+        nothing="No device has reported yet. Start an agent: scout-edge run",
+    )
+
+
+def _device_cells(d: models.Device, clock: Clock, now: dt.datetime) -> tuple[Said, ...]:
+    told, told_age = reported(d, now)
+    heard = (now - d.last_seen_at).total_seconds()
+    word = state(d.status, "never heard" if d.status == "unknown" else d.status)
+    if d.lifecycle == "retired":
+        word = Said("– retired", Tone.QUIET)
+    elif d.lifecycle != "active":
+        word = Said(f"{word.text}, {d.lifecycle}", word.tone)
+    lasting = None if d.since is None else (now - d.since).total_seconds()
+    unsent = (
+        Said(age(d.oldest_unsent_seconds))
+        if d.oldest_unsent_seconds is not None
+        else Said("none")
+        if d.backlog_records == 0
+        else UNKNOWN
+    )
+    return (
+        Said(printable(d.store_id)),
+        Said(printable(d.device_id)),
+        word,
+        UNKNOWN if lasting is None else Said(age(lasting), word.tone if told else Tone.PLAIN),
+        _since(d.since, now, clock),
+        UNKNOWN
+        if d.status == "unknown"
+        else Said(f"{age(heard)} ago", word.tone if told else Tone.PLAIN),
+        aged(counted(d.backlog_records), told_age, stale=told),
+        aged(unsent, told_age, stale=told),
+        aged(skew(d), told_age, stale=told),
+        Said(count(d.quarantine_open), Tone.WARN)
+        if d.quarantine_open
+        else counted(d.quarantine_open),
+        _text(d.version),
+    )
+
+
+def reported(d: models.Device, now: dt.datetime) -> tuple[bool, float | None]:
+    """Whether what the device said of itself is stale, and how old it is."""
+    told_age = None if d.hello_received_at is None else (now - d.hello_received_at).total_seconds()
+    return d.status in ("dark", "late", "unknown"), told_age
+
+
+def skew(d: models.Device) -> Said:
+    """How far the device's clock is off; more than 2 s is worth a look."""
+    if d.clock_skew_seconds is None:
+        return UNKNOWN
+    off = d.clock_skew_seconds
+    text = f"{'−' if off < 0 else '+'}{abs(off):,.1f} s" if abs(off) >= 0.05 else "0.0 s"
+    unsynced = d.clock_synced is False
+    return Said(
+        f"{text}, not synchronised" if unsynced else text,
+        Tone.WARN if unsynced or abs(off) > 2 else Tone.PLAIN,
+    )
+
+
+def device_facts(
+    detail: models.DeviceDetail, clock: Clock, now: dt.datetime
+) -> tuple[tuple[str, Said], ...]:
+    """What is known of one device, name by name."""
+    d = detail.device
+    told, told_age = reported(d, now)
+    cells = dict(
+        zip(
+            (c.name for c in fleet((), clock, now).columns),
+            _device_cells(d, clock, now),
+            strict=True,
+        )
+    )
+    heartbeat = UNKNOWN if d.heartbeat_seconds is None else Said(f"every {d.heartbeat_seconds:g} s")
+    return (
+        ("Last heard", cells["Last heard"]),
+        ("First seen", _since(d.first_seen_at, now, clock)),
+        ("Heartbeat", heartbeat),
+        ("Backlog", cells["Backlog"]),
+        ("Oldest unsent", cells["Oldest unsent"]),
+        ("Buffer on disk", aged(size(d.buffer_bytes), told_age, stale=told)),
+        ("Clock skew", cells["Clock skew"]),
+        ("Store zone", _text(d.zone)),
+        ("Agent version", cells["Version"]),
+        ("Quarantine", cells["Quarantine"]),
+    )
+
+
+def streams(detail: models.DeviceDetail, clock: Clock, now: dt.datetime) -> Sheet:
+    """One line per buffer file of a device, the newest first."""
+    return Sheet(
+        columns=(
+            Column("Buffer file"),
+            Column("Here without gap", numeric=True),
+            Column("Held in all", numeric=True),
+            Column("Gaps", numeric=True),
+            Column("Not yet sealed", 2, numeric=True),
+            Column("First seen", 2),
+            Column("Last seen"),
+        ),
+        lines=tuple(
+            Line(
+                str(s.stream_id),
+                (
+                    Said(s.epoch[:8], note=s.epoch),
+                    Said(f"1 to {count(s.watermark)}") if s.watermark else counted(0),
+                    counted(s.held_records),
+                    Said(count(s.gaps), Tone.WARN) if s.gaps else counted(0),
+                    counted(s.unsealed_records),
+                    _since(s.first_seen_at, now, clock),
+                    _since(s.last_seen_at, now, clock),
+                ),
+            )
+            for s in detail.streams
+        ),
+        nothing="This device has not sent a record yet.",
+    )
+
+
+def readings(detail: models.DeviceDetail, clock: Clock, now: dt.datetime) -> Sheet:
+    """The latest value of each metric, grey when the device is not online."""
+    told, _ = reported(detail.device, now)
+    return Sheet(
+        columns=(
+            Column("Metric"),
+            Column("Latest value", numeric=True),
+            Column("Observed", 2),
+            Column("Received", numeric=True),
+        ),
+        lines=tuple(
+            Line(
+                r.metric,
+                (
+                    Said(printable(r.metric)),
+                    Said(figure(r.value), Tone.QUIET if told else Tone.PLAIN),
+                    _since(r.observed_at, now, clock),
+                    Said(
+                        f"{age((now - r.received_at).total_seconds())} ago",
+                        Tone.QUIET if told else Tone.PLAIN,
+                    ),
+                ),
+            )
+            for r in detail.readings
+        ),
+        nothing="No telemetry received in the last two days.",
+    )
+
+
+def figure(value: float) -> str:
+    """A measured value with the digits that matter: ``0.042``, ``36.5``, ``1,048,576``."""
+    if abs(value) >= 1000 or value == int(value):
+        return f"{value:,.0f}".replace("-", "−")
+    return f"{value:,.3g}".replace("-", "−")
+
+
+# --- does everything add up
+
+
+def reconciliation(rows: Sequence[models.ReconciliationRow], by: str) -> Sheet:
+    """The equation, a line per kind (``by`` kind), device or business day."""
+    names = {"kind": "Records", "device": "Store", "day": "Business day"}
+    return Sheet(
+        columns=(
+            Column(names[by]),
+            *(() if by == "kind" else (Column("Kind"),)),
+            Column("Produced", numeric=True),
+            Column("In transit", 2, numeric=True),
+            Column("Received", numeric=True),
+            Column("Landed", numeric=True),
+            Column("Duplicate", 2, numeric=True),
+            Column("Quarantined", 2, numeric=True),
+            Column("Excluded", 2, numeric=True),
+            Column("Pending", 2, numeric=True),
+            Column("Remainder", numeric=True),
+        ),
+        lines=tuple(_sum_line(row, by) for row in rows),
+        nothing="No records yet: the equation begins with the first device that reports.",
+    )
+
+
+def _sum_line(row: models.ReconciliationRow, by: str) -> Line:
+    name = {
+        "kind": row.kind,
+        "device": row.store_id or Nothing.UNKNOWN.value,
+        "day": "unknown day" if row.business_date is None else f"{row.business_date:%Y-%m-%d}",
+    }[by]
+    notes = []
+    if row.unreported:
+        notes.append(f"{count(row.unreported)} received before the device's next report")
+    if row.undated:
+        notes.append(f"{count(row.undated)} of segments whose days cannot be read")
+    key = "/".join((row.device_id or "all", row.kind, str(row.business_date)))
+    remainder = (
+        Said("0", Tone.GOOD, Nothing.ZERO)
+        if row.adds_up
+        else Said(
+            count(row.remainder) if row.remainder else "0, cancelled out",
+            Tone.BAD,
+            note="records that cannot be accounted for",
+        )
+    )
+    return Line(
+        key,
+        (
+            Said(printable(name), note=row.device_id or ""),
+            *(() if by == "kind" else (Said(row.kind),)),
+            Said(count(row.produced), note="; ".join(notes)),
+            counted(row.in_transit - row.unreported),
+            counted(row.received),
+            counted(row.landed),
+            counted(row.duplicate),
+            Said(count(row.quarantined), Tone.WARN) if row.quarantined else counted(0),
+            counted(row.excluded),
+            counted(row.pending),
+            remainder,
+        ),
+    )
+
+
+# --- pipeline
+
+
+def runs(found: Sequence[models.Run], clock: Clock, now: dt.datetime) -> Sheet:
+    """One line per whole run, newest first."""
+    return Sheet(
+        columns=(
+            Column("Started"),
+            Column("Run"),
+            Column("State"),
+            Column("Took", numeric=True),
+            Column("Steps", numeric=True),
+            Column("Read", 2, numeric=True),
+            Column("Written", numeric=True),
+            Column("Mode", 2),
+            Column("Trigger", 3),
+            Column("Message", 2),
+        ),
+        lines=tuple(Line(run.run_id, _run_cells(run, clock, now)) for run in found),
+        nothing="No run yet: the hub starts one as soon as a segment or a file has arrived.",
+    )
+
+
+def steps(run: models.Run, clock: Clock, now: dt.datetime) -> Sheet:
+    """The steps of a run in the order they started."""
+    sheet = runs(run.steps, clock, now)
+    return Sheet(
+        sheet.columns,
+        sheet.lines,
+        "This run has no steps: it found nothing to do, or failed before the first.",
+    )
+
+
+def _run_cells(run: models.Run, clock: Clock, now: dt.datetime) -> tuple[Said, ...]:
+    done = sum(step.status == "completed" for step in run.steps)
+    bad = any(step.status in ("failed", "lost") for step in run.steps)
+    took = run.duration_seconds
+    return (
+        Said(clock.moment(run.started_at, now, seconds=True), note=run.run_id),
+        Said(printable(run.task)),
+        state(run.status),
+        duration(took) if run.status != "running" else Said(f"{duration(took).text} so far"),
+        Said(f"{done}/{len(run.steps)}", Tone.BAD if bad else Tone.PLAIN)
+        if run.steps
+        else Said("–", Tone.QUIET),
+        counted(run.rows_read),
+        counted(run.rows_written),
+        Said(run.mode) if run.mode else Said("–", Tone.QUIET),
+        Said(printable(run.trigger)),
+        Said(printable(run.message), Tone.BAD if run.status == "failed" else Tone.PLAIN)
+        if run.message
+        else Said(""),
+    )
+
+
+def datasets(tables: Sequence[models.Table], clock: Clock, now: dt.datetime) -> Sheet:
+    """One line per dataset, bronze to platinum: rows, age, service level, last run."""
+    return Sheet(
+        columns=(
+            Column("Layer", 2),
+            Column("Table"),
+            Column("State"),
+            Column("Rows", numeric=True),
+            Column("Size", 3, numeric=True),
+            Column("Newest row", numeric=True),
+            Column("Target", 2, numeric=True),
+            Column("Last run", 2),
+        ),
+        lines=tuple(Line(t.dataset, _dataset_cells(t, clock, now)) for t in tables),
+        nothing="The hub names no tables: has it been migrated?",
+    )
+
+
+def _dataset_cells(t: models.Table, clock: Clock, now: dt.datetime) -> tuple[Said, ...]:
+    freshness = next((s for s in t.slas if s.sla_type == "freshness"), None)
+    newest = (
+        EMPTY
+        if t.newest_at is None
+        else Said(
+            f"{age((now - t.newest_at).total_seconds())} ago",
+            Tone.WARN if t.status == "stale" else Tone.PLAIN,
+            note=clock.full(t.newest_at),
+        )
+    )
+    target = (
+        Said("none set", Tone.QUIET)
+        if freshness is None
+        else Said(f"within {age(float(freshness.target_value))}")
+    )
+    last = (
+        Said("–", Tone.QUIET)
+        if t.last_run is None
+        else Said(
+            f"{state(t.last_run.status).text}, {clock.moment(t.last_run.started_at, now)}",
+            Tone.BAD if t.last_run.status in ("failed", "lost") else Tone.PLAIN,
+            note=printable(t.last_run.message or ""),
+        )
+    )
+    name = t.dataset.partition(".")[2] or t.dataset
+    return (
+        Said(t.layer),
+        Said(printable(name), note=printable(t.dataset)),
+        state(t.status, dataset_word(t)),
+        row_count(t.rows, exact=t.rows_exact),
+        size(t.bytes),
+        newest,
+        target,
+        last,
+    )
+
+
+def dataset_word(t: models.Table) -> str:
+    """The table's state as people say it."""
+    if t.status == "stale":
+        return "stale"
+    if t.status == "unknown":
+        return "no target"
+    return t.status
+
+
+def row_count(rows: int | None, *, exact: bool) -> Said:
+    """``about 15,212`` when it is an estimate; unknown when it took too long to count."""
+    if rows is None:
+        return UNKNOWN
+    if exact:
+        return counted(rows)
+    return Said(f"≈ {count(rows)}", note="an estimate of PostgreSQL's statistics")
+
+
+def quarantine(groups: Sequence[models.QuarantineGroup], clock: Clock, now: dt.datetime) -> Sheet:
+    """Open quarantine by dataset and reason, newest first."""
+    return Sheet(
+        columns=(
+            Column("Reason"),
+            Column("Records", numeric=True),
+            Column("Table"),
+            Column("Stage", 2),
+            Column("First", 3),
+            Column("Newest"),
+        ),
+        lines=tuple(
+            Line(
+                f"{g.dataset}/{g.reason}",
+                (
+                    Said(printable(g.reason)),
+                    Said(count(g.records), Tone.WARN),
+                    Said(printable(g.dataset)),
+                    Said(g.stage),
+                    _since(g.first_at, now, clock),
+                    Said(
+                        f"{age((now - g.newest_at).total_seconds())} ago",
+                        note=clock.full(g.newest_at),
+                    ),
+                ),
+            )
+            for g in groups
+        ),
+        nothing="Nothing is in quarantine: every record was readable and kept its contract.",
+    )
+
+
+def errors(found: Sequence[models.ErrorItem], clock: Clock, now: dt.datetime) -> Sheet:
+    """Open failures with their state, newest first."""
+    return Sheet(
+        columns=(
+            Column("Severity"),
+            Column("State", 2),
+            Column("What failed"),
+            Column("Times", numeric=True),
+            Column("Since"),
+            Column("What to do", 2),
+        ),
+        lines=tuple(
+            Line(
+                str(e.error_id),
+                (
+                    Said(
+                        e.severity,
+                        Tone.BAD if e.severity in ("high", "critical") else Tone.WARN,
+                    ),
+                    Said(e.state),
+                    Said(printable(f"{e.component}: {e.message}"), note=printable(e.code)),
+                    Said(count(e.occurrences)),
+                    _since(e.first_at, now, clock),
+                    Said(printable(e.hint)),
+                ),
+            )
+            for e in found
+        ),
+        nothing="No failure is open.",
+    )
+
+
+def store_name(device: models.Device) -> str:
+    """``Store 343``: as a title."""
+    name = printable(store(device))
+    return name[:1].upper() + name[1:]

@@ -1,0 +1,496 @@
+"""What the screens say about the whole: the headline, its reasons, the equation, the top bar.
+
+Pure functions from answers to words, used by web, terminal and ``status`` alike, so that all three
+say the same. The hub decides the status word; here it gets its since, its reasons and its advice.
+Not its job: tables (``sheets``), single values (``values``), asking the hub (``feed``).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from scout_console import models
+from scout_console.client import DatabaseAwayError, HubAwayError
+from scout_console.feed import Seen
+from scout_console.values import Clock, Tone, age, count, printable, ratio, singular
+from scout_shared.errors import ScoutError
+
+WORDS = ("ok", "degraded", "down", "hub away")
+"""Worst last; the position is the exit code of ``scout-console status``."""
+_NAMED = 3
+"""So many stores or tables are named one by one; the others are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Concern:
+    """One thing to look at."""
+
+    tone: Tone
+    """BAD: an incident. WARN: to look at."""
+    text: str
+    since: dt.datetime | None
+    """None: nobody knows since when."""
+    page: str
+    """Where there is more: overview, fleet or pipeline."""
+    device_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """The first thing on every screen."""
+
+    word: str
+    """One of WORDS, or ``no access``."""
+    tone: Tone
+    since: dt.datetime | None
+    sentence: str
+    """Which stores are dark, whether everything adds up; without a full stop."""
+    advice: str
+    """What to do, when the hub is away or refuses; else empty."""
+    concerns: tuple[Concern, ...]
+    """Worst first."""
+
+    @property
+    def exit_code(self) -> int:
+        """0 ok, 1 degraded, 2 down or no access, 3 hub away."""
+        return WORDS.index(self.word) if self.word in WORDS else 2
+
+
+def headline(
+    overview: Seen[models.Overview],
+    fleet: Seen[models.Fleet],
+    tables: Seen[models.Tables],
+    clock: Clock,
+) -> Headline:
+    """The status of everything in one word and one sentence. Worst wins, failure to ask included.
+
+    A kept answer speaks of its own time: "at 14:03 7 of 8 stores online".
+    """
+    failure = overview.failure
+    seen = overview.value
+    if seen is None:
+        word, advice = _no_answer(failure)
+        return Headline(
+            word=word,
+            tone=Tone.BAD,
+            since=None,
+            sentence=printable(failure.message) if failure else "nothing has been asked yet",
+            advice=advice,
+            concerns=(),
+        )
+    found = tuple(concerns(seen, fleet.value, tables.value, overview.now))
+    sentence = "; ".join(
+        [
+            fleet_sentence(fleet.value, fleet.now)
+            if fleet.value is not None
+            else counts_sentence(seen.fleet),
+            sums_sentence(seen.reconciliation),
+        ]
+    )
+    if failure is not None:
+        word, advice = _no_answer(failure)
+        return Headline(
+            word=word,
+            tone=Tone.BAD,
+            since=seen.as_of,
+            sentence=f"at {clock.moment(seen.as_of, seen.as_of)} {sentence}",
+            advice=advice,
+            concerns=found,
+        )
+    word = worst([seen.status, *(c.status for c in seen.components if c.status in WORDS)])
+    top = Tone.BAD if any(c.tone is Tone.BAD for c in found) else Tone.WARN
+    return Headline(
+        word=word,
+        tone=Tone.GOOD if word == "ok" else top,
+        since=None
+        if word == "ok"
+        else min((c.since for c in found if c.since and c.tone is top), default=None),
+        sentence=sentence,
+        advice="",
+        concerns=found,
+    )
+
+
+def worst(words: Iterable[str]) -> str:
+    """The worst of some status words; ``ok`` when there are none."""
+    return max(words, key=WORDS.index, default="ok")
+
+
+def _no_answer(failure: ScoutError | None) -> tuple[str, str]:
+    if failure is None:
+        return "hub away", ""
+    if isinstance(failure, DatabaseAwayError):
+        return "down", printable(failure.hint)
+    if isinstance(failure, HubAwayError):
+        return "hub away", printable(
+            f"{failure.message}. {failure.hint[:1].upper()}{failure.hint[1:]}"
+            if failure.hint
+            else failure.message
+        )
+    return "no access", printable(failure.hint)
+
+
+def concerns(
+    overview: models.Overview,
+    fleet: models.Fleet | None,
+    tables: models.Tables | None,
+    now: dt.datetime,
+) -> list[Concern]:
+    """Everything that deserves a look, incidents first, then the longest."""
+    found = [
+        Concern(
+            Tone.BAD if part.status == "down" else Tone.WARN,
+            printable(f"{part.name}: {part.message or part.status}"),
+            part.since,
+            "pipeline",
+        )
+        for part in overview.components
+        if part.status in ("degraded", "down")
+    ]
+    found += [
+        Concern(Tone.BAD, f"{row.kind} do not add up: {_amiss(row)}", None, "overview")
+        for row in overview.reconciliation
+        if not row.adds_up
+    ]
+    if fleet is not None:
+        found += _about_devices(fleet.devices, "dark", Tone.BAD, now)
+        found += _about_devices(fleet.devices, "late", Tone.WARN, now)
+    if tables is not None:
+        found += _about_tables(tables.tables)
+    if overview.errors_open:
+        grave = overview.errors_worst in ("high", "critical")
+        found.append(
+            Concern(
+                Tone.BAD if grave else Tone.WARN,
+                f"{count(overview.errors_open, 'errors')} open,"
+                f" the worst {overview.errors_worst or 'of unknown weight'}",
+                overview.errors_since,
+                "pipeline",
+            )
+        )
+    if overview.quarantine_records:
+        found.append(
+            Concern(
+                Tone.WARN,
+                f"{count(overview.quarantine_records, 'records')} in quarantine, still to be judged",
+                None,
+                "pipeline",
+            )
+        )
+    return sorted(found, key=lambda c: (c.tone is not Tone.BAD, c.since or now))
+
+
+def _about_devices(
+    devices: Sequence[models.Device], status: str, tone: Tone, now: dt.datetime
+) -> list[Concern]:
+    those = sorted(
+        (d for d in devices if d.status == status and d.lifecycle != "retired"),
+        key=lambda d: d.since or now,
+    )
+    shown = those if len(those) <= _NAMED + 1 else those[:_NAMED]
+    found = [
+        Concern(tone, printable(f"{store(d)} {status_for(d, now)}"), d.since, "fleet", d.device_id)
+        for d in shown
+    ]
+    if left := len(those) - len(shown):
+        found.append(Concern(tone, f"{count(left)} more {status}", those[_NAMED].since, "fleet"))
+    return found
+
+
+def _about_tables(tables: Sequence[models.Table]) -> list[Concern]:
+    found = []
+    for table in tables:
+        run = table.last_run
+        if table.status == "failed":
+            why = f": {run.message}" if run and run.message else ""
+            since = run.finished_at or run.heartbeat_at if run else None
+            found.append(
+                Concern(
+                    Tone.BAD, printable(f"{table.dataset}: last run failed{why}"), since, "pipeline"
+                )
+            )
+        elif table.status == "stale":
+            missed = [sla for sla in table.slas if sla.met is False]
+            since = min((s.breached_since for s in missed if s.breached_since), default=None)
+            names = " and ".join(s.sla_name for s in missed) or "its SLA"
+            found.append(
+                Concern(Tone.WARN, f"{table.dataset} misses its {names} target", since, "pipeline")
+            )
+    if len(found) <= _NAMED + 1:
+        return found
+    rest = found[_NAMED:]
+    tone = Tone.BAD if any(c.tone is Tone.BAD for c in rest) else Tone.WARN
+    oldest = min((c.since for c in rest if c.since), default=None)
+    return [
+        *found[:_NAMED],
+        Concern(tone, f"{count(len(rest))} more tables failed or late", oldest, "pipeline"),
+    ]
+
+
+def store(device: models.Device) -> str:
+    """``store 343``; an id that already says so stays as it is."""
+    name = device.store_id
+    return name if name.lower().startswith("store") else f"store {name}"
+
+
+def status_for(device: models.Device, now: dt.datetime) -> str:
+    """``dark for 12 min``; without a since, the word alone."""
+    if device.status == "unknown":
+        return "never heard"
+    if device.since is None:
+        return device.status
+    return f"{device.status} for {age((now - device.since).total_seconds())}"
+
+
+def fleet_sentence(fleet: models.Fleet, now: dt.datetime) -> str:
+    """``7 of 8 stores online; store 343 dark for 12 min``. A store is as its worst device is."""
+    devices = [d for d in fleet.devices if d.lifecycle != "retired"]
+    if not devices:
+        return "no store has reported yet"
+    order = ("dark", "late", "unknown", "online")
+    stores: dict[str, models.Device] = {}
+    for device in sorted(devices, key=lambda d: (order.index(d.status), d.since or now)):
+        stores.setdefault(device.store_id, device)
+    ranked = list(stores.values())
+    online = sum(d.status == "online" for d in ranked)
+    parts = [f"{count(online)} of {count(len(ranked), 'stores')} online"]
+    for status in order[:-1]:
+        those = [d for d in ranked if d.status == status]
+        if len(those) <= _NAMED:
+            parts += [f"{store(d)} {status_for(d, now)}" for d in those]
+        else:
+            named = ", ".join(d.store_id for d in those[:_NAMED])
+            said = "never heard" if status == "unknown" else status
+            longest = those[0].since
+            most = (
+                f", the longest for {age((now - longest).total_seconds())}"
+                if longest is not None and status != "unknown"
+                else ""
+            )
+            parts.append(f"stores {named} and {count(len(those) - _NAMED)} more {said}{most}")
+    return printable("; ".join(parts))
+
+
+def counts_sentence(fleet: models.FleetCounts) -> str:
+    """The same from counts alone: for who may not see the devices, or has no answer about them."""
+    if not fleet.devices:
+        return "no store has reported yet"
+    parts = [f"{count(fleet.online)} of {count(fleet.devices, 'devices')} online"]
+    parts += [
+        f"{count(number)} {said}"
+        for number, said in (
+            (fleet.dark, "dark"),
+            (fleet.late, "late"),
+            (fleet.unknown, "never heard"),
+        )
+        if number
+    ]
+    return ", ".join(parts)
+
+
+# --- does everything add up
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One term of the equation."""
+
+    number: int
+    label: str
+    meaning: str
+
+
+def produced_side(row: models.ReconciliationRow) -> tuple[Term, ...]:
+    """Left of the equals sign: what the devices accepted."""
+    terms = [Term(row.produced, "produced", "accepted by the devices, as they report it")]
+    if row.unreported:
+        terms.append(
+            Term(row.unreported, "not yet reported", "here before the device's next report")
+        )
+    return tuple(terms)
+
+
+def outcome_side(row: models.ReconciliationRow) -> tuple[Term, ...]:
+    """Right of it: what became of them. What is under way is shown only while something is."""
+    terms = [
+        Term(row.landed, "landed", "in silver"),
+        Term(row.duplicate, "duplicate", "the same sale again; counted once"),
+        Term(row.quarantined, "quarantined", "put aside with a reason"),
+        Term(row.excluded, "excluded", "left out by a named rule"),
+    ]
+    for number, label, meaning in (
+        (row.pending, "pending", "at the hub, not yet judged"),
+        (row.in_transit, "in transit", "at the device or on the way"),
+        (row.undated, "undated", "of segments whose days cannot be read"),
+    ):
+        if number:
+            terms.append(Term(number, label, meaning))
+    return tuple(terms)
+
+
+def equation(row: models.ReconciliationRow) -> str:
+    """``15,212 produced = 15,212 landed + 0 duplicate + 0 quarantined + 0 excluded``."""
+    left, right = produced_side(row), outcome_side(row)
+    sign = "=" if contradiction(row) == 0 else "≠"
+    return f"{_sum(left)} {sign} {_sum(right)}"
+
+
+def contradiction(row: models.ReconciliationRow) -> int:
+    """Left minus right: 0 unless the hub's own figures contradict each other."""
+    return sum(t.number for t in produced_side(row)) - sum(t.number for t in outcome_side(row))
+
+
+def _sum(terms: Sequence[Term]) -> str:
+    text = f"{count(terms[0].number)} {terms[0].label}"
+    for term in terms[1:]:
+        text += f" {'−' if term.number < 0 else '+'} {count(abs(term.number))} {term.label}"
+    return text
+
+
+def total(rows: Sequence[models.ReconciliationRow]) -> models.ReconciliationRow:
+    """All kinds of records together; at least one row."""
+
+    def add(name: str) -> int:
+        return sum(int(getattr(row, name)) for row in rows)
+
+    return models.ReconciliationRow(
+        kind="records",
+        device_id=None,
+        store_id=None,
+        business_date=None,
+        produced=add("produced"),
+        unreported=add("unreported"),
+        received=add("received"),
+        landed=add("landed"),
+        duplicate=add("duplicate"),
+        quarantined=add("quarantined"),
+        excluded=add("excluded"),
+        undated=add("undated"),
+        in_transit=add("in_transit"),
+        pending=add("pending"),
+        remainder=add("remainder"),
+        adds_up=all(row.adds_up for row in rows),
+    )
+
+
+def sums_sentence(rows: Sequence[models.ReconciliationRow]) -> str:
+    """``everything adds up: 15,212 produced = …``, or what is amiss."""
+    if not rows:
+        return "no records yet"
+    together = total(rows)
+    wrong = [f"{row.kind}: {_amiss(row)}" for row in rows if not row.adds_up]
+    if wrong:
+        return f"does not add up ({'; '.join(wrong)}): {equation(together)}"
+    if contradiction(together):
+        return f"the hub's figures contradict each other: {equation(together)}"
+    return f"everything adds up: {equation(together)}"
+
+
+def sums_verdict(rows: Sequence[models.ReconciliationRow]) -> tuple[str, Tone]:
+    """The answer to "does everything add up" in a few words."""
+    if not rows:
+        return "no records yet", Tone.QUIET
+    wrong = [f"{row.kind}: {_amiss(row)}" for row in rows if not row.adds_up]
+    if wrong:
+        return f"No. {'; '.join(wrong)}", Tone.BAD
+    together = total(rows)
+    if contradiction(together):
+        return "No. The hub's figures contradict each other", Tone.BAD
+    under_way = together.in_transit + together.pending
+    if under_way:
+        return f"Yes. {count(under_way, 'records')} under way, none missing", Tone.GOOD
+    return "Yes. Every record is accounted for", Tone.GOOD
+
+
+def _amiss(row: models.ReconciliationRow) -> str:
+    if row.remainder > 0:
+        return f"{_of_kind(row.remainder, row.kind)} missing"
+    if row.remainder < 0:
+        return f"{_of_kind(-row.remainder, row.kind)} too many"
+    return "single devices or days are off, and cancel out in the sum"
+
+
+def _of_kind(number: int, kind: str) -> str:
+    return f"{count(number)} {singular(kind) if number == 1 else kind}"
+
+
+# --- forecasts, top bar
+
+
+def forecast_label(forecast: models.ForecastStatus) -> tuple[str, Tone]:
+    """What stands beside every forecast: a fallback says that it is one.
+
+    ``seasonal naive baseline, not a trained model; median WAPE 0.21, from 8 weeks of sales``.
+    """
+    if forecast.status == "none" or not forecast.rows:
+        return "no forecast yet", Tone.QUIET
+    methods = ", ".join(m.replace("_", " ") for m in forecast.methods) or "unknown method"
+    weeks = ""
+    if forecast.training_from and forecast.training_to:
+        days = (forecast.training_to - forecast.training_from).days + 1
+        span = count(days // 7, "weeks") if days >= 7 else count(days, "days")
+        weeks = f", from {span} of sales"
+    error = f"median WAPE {ratio(forecast.wape_ratio)}{weeks}"
+    said = {
+        "baseline": (f"{methods} baseline, not a trained model; {error}", Tone.WARN),
+        "mixed": (f"partly a baseline ({methods}), not all trained models; {error}", Tone.WARN),
+        "model": (f"model {methods}; {error}", Tone.PLAIN),
+    }
+    text, tone = said.get(forecast.status, (forecast.label, Tone.WARN))
+    return printable(text), tone
+
+
+@dataclass(frozen=True, slots=True)
+class TopBar:
+    """What every screen says about itself."""
+
+    environment: str
+    zone: str
+    as_of: str
+    stale: bool
+    role: str
+
+
+def top_bar(
+    environment: str,
+    clock: Clock,
+    me: Seen[models.Me],
+    newest: Seen[models.Overview],
+    *,
+    coarse: bool = False,
+) -> TopBar:
+    """Environment, zone with offset, age, role. ``coarse``: nothing that changes by the second."""
+    now = newest.now if newest.value is not None else dt.datetime.now(dt.UTC)
+    if newest.value is None:
+        as_of = "no answer yet"
+    elif newest.failure is not None:
+        as_of = (
+            f"last answer {clock.moment(newest.value.as_of, now)}, {age(newest.age_seconds)} old"
+        )
+    elif coarse:
+        as_of = f"as of {clock.moment(newest.value.as_of, now)}"
+    else:
+        as_of = f"as of {clock.moment(newest.value.as_of, now, seconds=True)}"
+        as_of += f", {age(newest.age_seconds)} ago"
+    if me.value is None:
+        role = "role unknown"
+    else:
+        stores = "all stores" if "*" in me.value.stores else count(len(me.value.stores), "stores")
+        role = f"{me.value.name} · {me.value.role}, {stores}"
+    return TopBar(
+        environment=environment or "no environment set",
+        zone=clock.label(now),
+        as_of=as_of,
+        stale=newest.failure is not None,
+        role=printable(role),
+    )
+
+
+def components_line(overview: models.Overview) -> list[tuple[str, str, Tone]]:
+    """Name, word and tone of each part of the hub."""
+    tones = {"ok": Tone.GOOD, "degraded": Tone.WARN, "down": Tone.BAD}
+    return [
+        (part.name, part.status, tones.get(part.status, Tone.QUIET)) for part in overview.components
+    ]
