@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool
+
 from scout_shared.errors import ConfigError, PermanentError, ScoutError, TransientError
 
 Connection = psycopg.Connection[TupleRow]
@@ -111,9 +112,10 @@ def migrate(dsn: str) -> list[str]:
         connection.execute("create schema if not exists scout_migrations")
         connection.execute(
             "create table if not exists scout_migrations.applied ("
-            " name text primary key, sha256 text not null, applied_at timestamptz not null default now())"
+            " name text primary key, sha256 text not null,"
+            " applied_at timestamptz not null default now())"
         )
-        done = dict(
+        done: dict[str, str] = dict(
             connection.execute("select name, sha256 from scout_migrations.applied").fetchall()
         )
         known = migrations()

@@ -545,3 +545,38 @@ def store_name(device: models.Device) -> str:
     """``Store 343``: as a title."""
     name = printable(store(device))
     return name[:1].upper() + name[1:]
+
+
+def layers(
+    tiles: Sequence[models.LayerTile], clock: Clock, now: dt.datetime
+) -> tuple[tuple[models.LayerTile, Said, Said, Said, str], ...]:
+    """Each layer with its state, rows, age of the newest row, and the service level in words."""
+    return tuple(
+        (
+            tile,
+            state(tile.status, "no target" if tile.status == "unknown" else tile.status),
+            row_count(tile.rows, exact=tile.rows_exact),
+            EMPTY
+            if tile.newest_at is None
+            else Said(
+                f"{age((now - tile.newest_at).total_seconds())} ago",
+                Tone.WARN if tile.status == "stale" else Tone.PLAIN,
+                note=clock.full(tile.newest_at),
+            ),
+            _target(tile.worst_sla),
+        )
+        for tile in tiles
+    )
+
+
+def _target(sla: models.Sla | None) -> str:
+    if sla is None:
+        return "no target set"
+    goal = (
+        f"within {age(float(sla.target_value))}"
+        if sla.unit == "seconds"
+        else f"{sla.target_operator} {sla.target_value.normalize():f} {sla.unit}"
+    )
+    name = sla.dataset.partition(".")[2] or sla.dataset
+    kept = {True: "kept", False: "missed", None: "not measured yet"}[sla.met]
+    return printable(f"target {goal}: {kept} ({name})")

@@ -45,12 +45,21 @@ class Headline:
     """One of WORDS, or ``no access``."""
     tone: Tone
     since: dt.datetime | None
-    sentence: str
-    """Which stores are dark, whether everything adds up; without a full stop."""
+    stores: str
+    """Which stores are dark, and since when; or why nothing is known."""
+    records: str
+    """Whether everything adds up; empty when nothing is known."""
+    ages: str
+    """How old the data is; empty when nothing is known."""
     advice: str
     """What to do, when the hub is away or refuses; else empty."""
     concerns: tuple[Concern, ...]
     """Worst first."""
+
+    @property
+    def sentence(self) -> str:
+        """``7 of 8 stores online; store 343 dark for 12 min; everything adds up: …``."""
+        return "; ".join(part for part in (self.stores, self.records) if part)
 
     @property
     def exit_code(self) -> int:
@@ -76,26 +85,28 @@ def headline(
             word=word,
             tone=Tone.BAD,
             since=None,
-            sentence=printable(failure.message) if failure else "nothing has been asked yet",
+            stores=printable(failure.message) if failure else "nothing has been asked yet",
+            records="",
+            ages="",
             advice=advice,
             concerns=(),
         )
     found = tuple(concerns(seen, fleet.value, tables.value, overview.now))
-    sentence = "; ".join(
-        [
-            fleet_sentence(fleet.value, fleet.now)
-            if fleet.value is not None
-            else counts_sentence(seen.fleet),
-            sums_sentence(seen.reconciliation),
-        ]
+    stores = (
+        fleet_sentence(fleet.value, fleet.now)
+        if fleet.value is not None
+        else counts_sentence(seen.fleet)
     )
+    records, ages = sums_sentence(seen.reconciliation), ages_sentence(seen.layers, overview.now)
     if failure is not None:
         word, advice = _no_answer(failure)
         return Headline(
             word=word,
             tone=Tone.BAD,
             since=seen.as_of,
-            sentence=f"at {clock.moment(seen.as_of, seen.as_of)} {sentence}",
+            stores=f"at {clock.moment(seen.as_of, seen.as_of)}: {stores}",
+            records=records,
+            ages=ages,
             advice=advice,
             concerns=found,
         )
@@ -107,7 +118,9 @@ def headline(
         since=None
         if word == "ok"
         else min((c.since for c in found if c.since and c.tone is top), default=None),
-        sentence=sentence,
+        stores=stores,
+        records=records,
+        ages=ages,
         advice="",
         concerns=found,
     )
@@ -174,7 +187,7 @@ def concerns(
         found.append(
             Concern(
                 Tone.WARN,
-                f"{count(overview.quarantine_records, 'records')} in quarantine, still to be judged",
+                f"{count(overview.quarantine_records, 'records')} in quarantine, not yet judged",
                 None,
                 "pipeline",
             )
@@ -288,6 +301,20 @@ def counts_sentence(fleet: models.FleetCounts) -> str:
         if number
     ]
     return ", ".join(parts)
+
+
+def ages_sentence(layers: Sequence[models.LayerTile], now: dt.datetime) -> str:
+    """``newest row: bronze 8 s, silver 12 s, gold 14 s, platinum 3 min ago``."""
+    known = [
+        f"{tile.layer} {age((now - tile.newest_at).total_seconds())}"
+        for tile in layers
+        if tile.newest_at is not None
+    ]
+    empty = [tile.layer for tile in layers if tile.newest_at is None]
+    parts = [f"newest row: {', '.join(known)} ago"] if known else []
+    if empty:
+        parts.append(f"nothing in {' and '.join(empty)} yet")
+    return "; ".join(parts)
 
 
 # --- does everything add up

@@ -6,6 +6,7 @@ rest is what the hub's API says. Not its job: waiting, printing a screen.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,11 @@ TABLES = (
 """What must hold rows at the end of a replay; the data set has input for each of them."""
 
 
+FORECASTS = "platinum.demand_forecasting"
+FORECAST_DAYS = 35
+"""With so many days of sales the baseline must answer; with few it rightly abstains."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sold:
     """What the tills were told OK, by their own books."""
@@ -47,6 +53,8 @@ class TableLine:
     dataset: str
     rows: int | None
     age_seconds: float | None
+    why_empty: str = ""
+    """Why it rightly holds nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,30 +78,20 @@ class Account:
             "sold": {"baskets": self.sold.baskets, "lines": self.sold.lines},
             "silver_lines": self.silver_lines,
             "quarantined_lines": self.quarantined_lines,
-            "equation": {
-                row.kind: {name: getattr(row, name) for name in _TERMS} for row in self.equation
-            },
+            "equation": {row.kind: _counts(row) for row in self.equation},
             "tables": {
-                line.dataset: {"rows": line.rows, "age_seconds": line.age_seconds}
+                line.dataset: {
+                    "rows": line.rows,
+                    "age_seconds": line.age_seconds,
+                    "why_empty": line.why_empty,
+                }
                 for line in self.tables
             },
         }
 
 
-_TERMS = (
-    "produced",
-    "unreported",
-    "received",
-    "landed",
-    "duplicate",
-    "quarantined",
-    "excluded",
-    "in_transit",
-    "pending",
-    "missing",
-    "surplus",
-    "remainder",
-)
+def _counts(row: models.ReconciliationRow) -> dict[str, int]:
+    return {k: v for k, v in dataclasses.asdict(row).items() if type(v) is int}
 
 
 def equation(row: models.ReconciliationRow) -> str:
@@ -115,6 +113,7 @@ def settled(row: models.ReconciliationRow) -> bool:
 def close(
     *,
     sold: Sold,
+    history_days: int,
     reconciliation: models.Reconciliation,
     tables: models.Tables,
     quarantined: Iterable[models.QuarantineGroup],
@@ -123,6 +122,7 @@ def close(
     """The closing account.
 
     Args:
+        history_days: from the first to the last sale of the store with the longest history.
         files: dataset, rows in the file, rows that landed or were rejected; per uploaded file.
     """
     missing: list[str] = []
@@ -139,11 +139,8 @@ def close(
         missing.append("the equation has a remainder")
     missing += [f"not settled: {equation(row)}" for row in rows.values() if not settled(row)]
     found = {table.dataset: table for table in tables.tables}
-    lines = tuple(
-        TableLine(name, table.rows if table else None, table.age_seconds if table else None)
-        for name, table in ((name, found.get(name)) for name in TABLES)
-    )
-    missing += [f"{line.dataset} is empty" for line in lines if not line.rows]
+    lines = tuple(_table_line(name, found.get(name), history_days) for name in TABLES)
+    missing += [f"{line.dataset} is empty" for line in lines if not (line.rows or line.why_empty)]
     silver = next(line.rows for line in lines if line.dataset == "silver.transactions_cleaned")
     put_aside = sum(
         group.rows for group in quarantined if group.dataset == "silver.transactions_cleaned"
@@ -170,3 +167,11 @@ def close(
         missing=tuple(missing),
         as_of=reconciliation.as_of,
     )
+
+
+def _table_line(name: str, table: models.Table | None, history_days: int) -> TableLine:
+    rows, age = (table.rows, table.age_seconds) if table else (None, None)
+    why = ""
+    if name == FORECASTS and rows == 0 and history_days < FORECAST_DAYS:
+        why = f"abstains: {history_days} days of sales are too few for a back-test"
+    return TableLine(name, rows, age, why)

@@ -89,7 +89,9 @@ def _print(account: Account) -> None:
     print(f"{'table':<32}{'rows':>12}   age of the newest row")
     for line in account.tables:
         rows = "unknown" if line.rows is None else f"{line.rows:,}"
-        age = "-" if line.age_seconds is None else f"{line.age_seconds:.0f} s"
+        age = line.why_empty or "-"
+        if line.age_seconds is not None:
+            age = f"{line.age_seconds:.0f} s"
         print(f"{line.dataset:<32}{rows:>12}   {age}")
     print()
     for reason in account.missing:

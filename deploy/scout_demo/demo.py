@@ -6,6 +6,7 @@ before ``--once`` was through; else that of the error (2: a person must change s
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import threading
@@ -31,6 +32,7 @@ from scout_shared.errors import PermanentError, ScoutError, TransientError
 _TICK_SECONDS = 0.1
 _ASK_SECONDS = 2.0
 _START_SECONDS = 300.0  # first start: initdb and migrations; or crash recovery
+_PLAN_SECONDS = 60.0
 _STILL_SECONDS = 300.0  # waiting for gold without any progress for so long is a failure
 
 
@@ -118,7 +120,7 @@ class Demo:
             pace=Pace(options.speed, _next_second(baskets, counts, folder)),
             stop=self._stop_replay,
         )
-        self._hub = Hub(address.hub_url, folder.secret("demo"), self._stopping)
+        self._hub = Hub(address.hub_url, folder.secret("demo"), programs.plan(), self._stopping)
         self._loader = Loader(address.hub_url, folder.secret("loader"), self._stopping)
         planned = stores.planned
         self._view.say(
@@ -193,7 +195,8 @@ class Demo:
         """Whether nothing is under way any more. Raises TransientError when nothing moves."""
         reconciliation = self._hub.reconciliation
         rows = reconciliation.totals if reconciliation else ()
-        state = " ".join(account.equation(row) for row in rows) + str(self._hub.caught_up)
+        behind = self._hub.plan
+        state = f"{' '.join(account.equation(row) for row in rows)}; behind: {behind}"
         if state != self._still:
             self._still, self._still_since = state, time.monotonic()
         if time.monotonic() - self._still_since > _STILL_SECONDS:
@@ -201,13 +204,14 @@ class Demo:
                 f"nothing moves for {_STILL_SECONDS:.0f} s: {state}", "see the hub's log"
             )
         settled = bool(rows) and all(account.settled(row) for row in rows)
-        self._hub.watch_runs = settled
-        return settled and self._hub.caught_up
+        self._hub.ask_plan = settled
+        return settled and behind == []
 
     def _close(self, folder: Folder) -> None:
         hub = self._hub.client
         self.account = account.close(
             sold=sold_ever(folder / "tills"),
+            history_days=self._stores.history_days,
             reconciliation=hub.reconciliation(),
             tables=hub.tables(exact=True),
             quarantined=hub.quarantine(limit=1).groups,
@@ -262,8 +266,9 @@ class Demo:
                 raise Interrupted
             self._supervisor.tick()
             self._stores.advance(self._supervisor, self._programs)
-            if self._loader.failure is not None:
-                raise self._loader.failure
+            for thread in (self._hub, self._loader):
+                if thread.failure is not None:
+                    raise thread.failure
             self._view.show(self._picture())
             if condition():
                 return
@@ -302,36 +307,49 @@ class Demo:
 
 
 class Hub(threading.Thread):
-    """Asks the hub for the account every two seconds; an absent hub is asked again."""
+    """Asks the hub for the account every two seconds; an absent hub is asked again.
 
-    def __init__(self, url: str, token: str, stop: threading.Event) -> None:
+    Args:
+        plan: the command that says what the medallion still has to do, as a JSON list.
+    """
+
+    def __init__(self, url: str, token: str, plan: tuple[str, ...], stop: threading.Event) -> None:
         super().__init__(name="hub", daemon=True)
         self.client = HubClient(url, token)
         self.reconciliation: models.Reconciliation | None = None
-        self.watch_runs = False
-        """Set when the account is settled: from then on ``caught_up`` is looked for."""
-        self.caught_up = False
-        """A whole run began after that, and completed."""
+        self.failure: ScoutError | None = None
+        self.ask_plan = False
+        """Set when the account is settled: from then on the plan is asked for."""
+        self.plan: list[str] | None = None
+        """Tables that are behind their inputs; None: not known."""
+        self._plan_command = plan
         self._stop_event = stop
 
     def run(self) -> None:
         """Until told to stop."""
-        settled_at = None
         while not self._stop_event.is_set():
             try:
                 self.reconciliation = self.client.reconciliation()
-                if not self.watch_runs:
-                    settled_at, self.caught_up = None, False
-                elif settled_at is None:
-                    settled_at = self.reconciliation.as_of
-                else:
-                    self.caught_up = self.caught_up or any(
-                        run.started_at > settled_at and run.status == "completed"
-                        for run in self.client.runs(limit=20).runs
-                    )
-            except ScoutError:
+            except TransientError:
                 pass  # away: the picture shows for how long; the supervisor restarts it
+            except ScoutError as error:
+                self.failure = error
+                return
+            else:
+                self.plan = self._planned() if self.ask_plan else None
             self._stop_event.wait(_ASK_SECONDS)
+
+    def _planned(self) -> list[str] | None:
+        done = subprocess.run(
+            self._plan_command,
+            capture_output=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            timeout=_PLAN_SECONDS,
+        )
+        if done.returncode:
+            return None
+        return [str(step["dataset"]) for step in json.loads(done.stdout)]
 
 
 class Loader(threading.Thread):

@@ -20,8 +20,8 @@ from scout_demo.ports import HOST, listens
 from scout_demo.supervisor import Program
 from scout_shared.errors import ConfigError
 
-DRAIN_SECONDS = 30.0
-"""How long an agent that stops may go on sending."""
+DRAIN_SECONDS = 5.0
+"""How long an agent that stops may go on sending; what is left, it still has."""
 
 TOKENS = (("demo", "operator"), ("loader", "uploader"), ("console", "operator"))
 """Names and roles; each token is a file of the data directory that only its owner may read."""
@@ -83,6 +83,10 @@ class Programs:
             ready=lambda: _answers(port, "/v1/health"),
         )
 
+    def plan(self) -> tuple[str, ...]:
+        """The command that lists the tables which are behind their inputs."""
+        return self._hub_command("medallion", "plan", "--json")
+
     def _hub_command(self, *arguments: str) -> tuple[str, ...]:
         path = self._settings(
             "hub",
@@ -114,7 +118,7 @@ class Programs:
                 *("--config", str(self._agent_settings(store_id, door))),
             ),
             ready=lambda: _answers(door, "/v1/status"),
-            stop_seconds=DRAIN_SECONDS + 15,
+            stop_seconds=DRAIN_SECONDS + 20,
         )
 
     def drain(self, store_id: str) -> tuple[str, ...]:
@@ -153,10 +157,12 @@ class Programs:
                     "host": HOST,
                     "port": self._address.broker,
                     "heartbeat_seconds": 5.0,
+                    "ack_timeout_seconds": 2.0,
                     "reconnect_cap_seconds": 5.0,  # one machine: no herd to be kept apart
                     "drain_seconds": DRAIN_SECONDS,
                 },
                 "http": {"host": HOST, "port": door},
+                "system": {"interval_seconds": 5.0},
                 "log": {"json": True},
             },
         )

@@ -112,6 +112,16 @@ class Stores:
         books = [till.book for till in self.tills]
         return Sold(sum(b.baskets for b in books), sum(b.lines for b in books))
 
+    @property
+    def history_days(self) -> int:
+        """From the first sale to the last, in the store that sells for the longest time."""
+        spans = (
+            int(till.baskets.second[till.book.baskets - 1] - till.baskets.second[0])
+            for till in self.tills
+            if till.book.baskets
+        )
+        return max(spans, default=0) // 86_400
+
     def advance(self, supervisor: Supervisor, programs: Programs) -> None:
         """Close what is empty, open what waits. Raises PermanentError when a till cannot go on."""
         for store in [s for s in self._closing.values() if s.agent not in supervisor.children]:

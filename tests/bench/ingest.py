@@ -120,8 +120,12 @@ def _ours(dsn: str, arrivals: list[Arrival]) -> float:
 
 def _blocks(dsn: str, arrivals: list[Arrival]) -> list[memoryview]:
     with database.connect(dsn, application="bench") as connection:
-        metrics = dict(connection.execute("select name, metric_id from metadata.metrics"))
-        streams = dict(connection.execute("select device_id, stream_id from metadata.streams"))
+        metrics: dict[str, int] = dict(
+            connection.execute("select name, metric_id from metadata.metrics")
+        )
+        streams: dict[str, int] = dict(
+            connection.execute("select device_id, stream_id from metadata.streams")
+        )
         xid = connection.execute(sql.CURRENT_XID).fetchone()
     assert xid is not None
     blocks = []

@@ -73,8 +73,8 @@ def device_at(broker: Address) -> Iterator[Device]:
 
 
 @contextmanager
-def hub(dsn: str, broker: Address, **options: int) -> Iterator[Receiver]:
-    receiver = Receiver(dsn, Mqtt(host=broker.host, port=broker.port), Ingest(**options))
+def hub(dsn: str, broker: Address) -> Iterator[Receiver]:
+    receiver = Receiver(dsn, Mqtt(host=broker.host, port=broker.port), Ingest())
     with Supervisor(receiver.tasks()):
         eventually(lambda: receiver.connected, 15, "the hub is connected")
         yield receiver

@@ -114,7 +114,7 @@ def _count(reader: Reader, entry: Row, *, exact: bool) -> tuple[int | None, bool
     where, values = _own_stores(reader, "store_id" in entry["columns"])
     if not exact:
         counted = reader.composed(
-            sql.SQL("select count(*) as rows from (select from {}{} limit {}) as some").format(
+            sql.SQL("select count(*) as rows from (select from {}{} limit {}) as bounded").format(
                 name, where, sql.Literal(COUNTED_ROWS + 1)
             ),
             values,

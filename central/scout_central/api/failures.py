@@ -68,6 +68,7 @@ def install(app: FastAPI) -> None:
         ScoutError: _scout_error,
         HTTPException: _http_exception,
         RequestValidationError: _validation_error,
+        Exception: _defect,  # starlette logs it and lets it go on to uvicorn, after the answer
     }
     for kind, handler in handlers.items():
         app.add_exception_handler(kind, _asynchronous(handler))
@@ -137,6 +138,11 @@ def _validation_error(_request: Request, error: RequestValidationError) -> JSONR
     return answer(
         422, "bad_request", f"{where}: {first['msg']}", "the parameters are in /v1/openapi.json"
     )
+
+
+def _defect(request: Request, error: Exception) -> JSONResponse:
+    log.error("request.crashed", path=request.url.path, error=repr(error))
+    return answer(500, "hub_failed", "the hub failed in a way that nobody foresaw", "see its log")
 
 
 class Deadline:

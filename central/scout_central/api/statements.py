@@ -1,7 +1,7 @@
 """The SQL of the API's reads: one file per question, in ``sql/``.
 
-All run as ``authenticated`` (see ``reading``). Parameters are bound by name; a null cursor or filter
-means "none". Paging is by key, never by offset.
+All run as ``authenticated`` (see ``reading``). Parameters are bound by name; a null cursor or
+filter means "none". Paging is by key, never by offset.
 """
 
 from __future__ import annotations

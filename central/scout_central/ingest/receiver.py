@@ -88,7 +88,8 @@ class Receiver:
     def drop_connection(self) -> None:
         """Break the MQTT connection, as a network does; it is made again."""
         client = self._client
-        if client is not None and (connection := client.socket()) is not None:
+        connection = None if client is None else client.socket()
+        if isinstance(connection, socket.socket):
             connection.shutdown(socket.SHUT_RDWR)
 
     def offer(self, arrival: Arrival) -> bool:

@@ -279,8 +279,8 @@ class UploadDoor:
             aside = cursor.execute(_QUARANTINE, {**ids, "dataset": target}).rowcount
             if (landed, aside) != (parsed["rows"], parsed["rejects"]):
                 raise PermanentError(
-                    f"{upload['name']}: {landed} lines landed and {aside} were put aside, but the parser "
-                    f"counted {parsed['rows']} and {parsed['rejects']}",
+                    f"{upload['name']}: {landed} lines landed and {aside} were put aside, but the "
+                    f"parser counted {parsed['rows']} and {parsed['rejects']}",
                     "nothing was kept; report this as a defect",
                 )
             first = cursor.execute(_FIRST_REJECTS, (SHOWN_REJECTS,)).fetchall()

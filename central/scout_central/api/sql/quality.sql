@@ -44,7 +44,9 @@ cross join lateral (
     from metadata.quality_metrics as measured
     where measured.dataset = pairs.dataset
         and measured.metric = pairs.metric
-    order by measured_at desc
+    order by
+        measured_at desc,
+        quality_metric_id desc
     limit 1
 ) as newest
 order by
