@@ -7,6 +7,7 @@ fit its width. A cell never shows a stale value as if it were live. Pure functio
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -137,13 +138,11 @@ def fleet(devices: Sequence[models.Device], clock: Clock, now: dt.datetime) -> S
 
 def _device_cells(d: models.Device, clock: Clock, now: dt.datetime) -> tuple[Said, ...]:
     told, told_age = reported(d, now)
-    heard = (now - d.last_seen_at).total_seconds()
     word = state(d.status, "never heard" if d.status == "unknown" else d.status)
     if d.lifecycle == "retired":
         word = Said("– retired", Tone.QUIET)
     elif d.lifecycle != "active":
         word = Said(f"{word.text}, {d.lifecycle}", word.tone)
-    lasting = None if d.since is None else (now - d.since).total_seconds()
     unsent = (
         Said(age(d.oldest_unsent_seconds))
         if d.oldest_unsent_seconds is not None
@@ -155,11 +154,13 @@ def _device_cells(d: models.Device, clock: Clock, now: dt.datetime) -> tuple[Sai
         Said(printable(d.store_id)),
         Said(printable(d.device_id)),
         word,
-        UNKNOWN if lasting is None else Said(age(lasting), word.tone if told else Tone.PLAIN),
+        UNKNOWN
+        if d.since is None
+        else Said(clock.age(d.since, now), word.tone if told else Tone.PLAIN),
         _since(d.since, now, clock),
         UNKNOWN
         if d.status == "unknown"
-        else Said(f"{age(heard)} ago", word.tone if told else Tone.PLAIN),
+        else Said(clock.ago(d.last_seen_at, now), word.tone if told else Tone.PLAIN),
         aged(counted(d.backlog_records), told_age, stale=told),
         aged(unsent, told_age, stale=told),
         aged(skew(d), told_age, stale=told),
@@ -266,7 +267,7 @@ def readings(detail: models.DeviceDetail, clock: Clock, now: dt.datetime) -> She
                     Said(figure(r.value), Tone.QUIET if told else Tone.PLAIN),
                     _since(r.observed_at, now, clock),
                     Said(
-                        f"{age((now - r.received_at).total_seconds())} ago",
+                        clock.ago(r.received_at, now),
                         Tone.QUIET if told else Tone.PLAIN,
                     ),
                 ),
@@ -293,7 +294,7 @@ def reconciliation(rows: Sequence[models.ReconciliationRow], by: str) -> Sheet:
     return Sheet(
         columns=(
             Column(names[by]),
-            *(() if by == "kind" else (Column("Kind"),)),
+            *(() if by == "kind" else (Column("Kind", 2),)),
             Column("Produced", numeric=True),
             Column("In transit", 2, numeric=True),
             Column("Received", numeric=True),
@@ -372,11 +373,18 @@ def runs(found: Sequence[models.Run], clock: Clock, now: dt.datetime) -> Sheet:
 
 
 def steps(run: models.Run, clock: Clock, now: dt.datetime) -> Sheet:
-    """The steps of a run in the order they started."""
-    sheet = runs(run.steps, clock, now)
+    """The steps of a run in the order they started; each is a table that was brought up to date."""
+    whole = runs(run.steps, clock, now)
+    kept = [i for i, column in enumerate(whole.columns) if column.name not in ("Steps", "Trigger")]
+    named = {"Run": "Table"}
     return Sheet(
-        sheet.columns,
-        sheet.lines,
+        tuple(
+            dataclasses.replace(
+                whole.columns[i], name=named.get(whole.columns[i].name, whole.columns[i].name)
+            )
+            for i in kept
+        ),
+        tuple(Line(line.key, tuple(line.cells[i] for i in kept)) for line in whole.lines),
         "This run has no steps: it found nothing to do, or failed before the first.",
     )
 
@@ -427,7 +435,7 @@ def _dataset_cells(t: models.Table, clock: Clock, now: dt.datetime) -> tuple[Sai
         EMPTY
         if t.newest_at is None
         else Said(
-            f"{age((now - t.newest_at).total_seconds())} ago",
+            clock.ago(t.newest_at, now),
             Tone.WARN if t.status == "stale" else Tone.PLAIN,
             note=clock.full(t.newest_at),
         )
@@ -450,7 +458,7 @@ def _dataset_cells(t: models.Table, clock: Clock, now: dt.datetime) -> tuple[Sai
     return (
         Said(t.layer),
         Said(printable(name), note=printable(t.dataset)),
-        state(t.status, dataset_word(t)),
+        standing(t.status, t.rows),
         row_count(t.rows, exact=t.rows_exact),
         size(t.bytes),
         newest,
@@ -459,13 +467,11 @@ def _dataset_cells(t: models.Table, clock: Clock, now: dt.datetime) -> tuple[Sai
     )
 
 
-def dataset_word(t: models.Table) -> str:
-    """The table's state as people say it."""
-    if t.status == "stale":
-        return "stale"
-    if t.status == "unknown":
-        return "no target"
-    return t.status
+def standing(status: str, rows: int | None) -> Said:
+    """How a table or layer is. No target is not a failing, and rows are not "empty"."""
+    if status == "unknown" or (status == "empty" and rows):
+        return Said("– no target", Tone.QUIET)
+    return state(status)
 
 
 def row_count(rows: int | None, *, exact: bool) -> Said:
@@ -498,7 +504,7 @@ def quarantine(groups: Sequence[models.QuarantineGroup], clock: Clock, now: dt.d
                     Said(g.stage),
                     _since(g.first_at, now, clock),
                     Said(
-                        f"{age((now - g.newest_at).total_seconds())} ago",
+                        clock.ago(g.newest_at, now),
                         note=clock.full(g.newest_at),
                     ),
                 ),
@@ -554,12 +560,12 @@ def layers(
     return tuple(
         (
             tile,
-            state(tile.status, "no target" if tile.status == "unknown" else tile.status),
+            standing(tile.status, tile.rows),
             row_count(tile.rows, exact=tile.rows_exact),
             EMPTY
             if tile.newest_at is None
             else Said(
-                f"{age((now - tile.newest_at).total_seconds())} ago",
+                clock.ago(tile.newest_at, now),
                 Tone.WARN if tile.status == "stale" else Tone.PLAIN,
                 note=clock.full(tile.newest_at),
             ),

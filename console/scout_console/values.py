@@ -124,15 +124,6 @@ def age(seconds: float) -> str:
     return f"{count(days)} d {hours} h" if hours else f"{count(days)} d"
 
 
-def coarse_age(seconds: float) -> str:
-    """An age that does not change every second: a slow line is not woken for it."""
-    if seconds < 15:
-        return "now"
-    if seconds < 60:
-        return "under 1 min"
-    return age(seconds)
-
-
 def duration(seconds: float | None) -> Said:
     """How long something took: ``0.4 s``, ``12 s``, ``3 min 20 s``."""
     if seconds is None:
@@ -169,9 +160,12 @@ def printable(text: str) -> str:
 
 
 class Clock:
-    """All times of all screens in one zone, whose offset is printed beside them."""
+    """All times of all screens in one zone, whose offset is printed beside them.
 
-    def __init__(self, zone: str) -> None:
+    ``coarse``: ages that do not change every second, so that a slow line is not woken for them.
+    """
+
+    def __init__(self, zone: str, *, coarse: bool = False) -> None:
         try:
             self._zone = ZoneInfo(zone)
         # OSError: '' and '.' name the folder of the zones
@@ -181,6 +175,16 @@ class Clock:
                 "use an IANA name such as 'Asia/Manila'; on Debian install the package tzdata",
             ) from error
         self.zone = zone
+        self.coarse = coarse
+
+    def age(self, since: dt.datetime, now: dt.datetime) -> str:
+        """Time from ``since`` to ``now``, as coarse as this clock is."""
+        seconds = (now - since).total_seconds()
+        return "under 1 min" if self.coarse and -1 < seconds < 60 else age(seconds)
+
+    def ago(self, since: dt.datetime, now: dt.datetime) -> str:
+        """The same, with "ago"."""
+        return f"{self.age(since, now)} ago"
 
     def label(self, now: dt.datetime) -> str:
         """``Asia/Manila, UTC+08:00``."""
@@ -188,9 +192,9 @@ class Clock:
 
     def offset(self, now: dt.datetime) -> str:
         """``UTC+08:00``, as it is at ``now``."""
-        minutes = round((now.astimezone(self._zone).utcoffset() or dt.timedelta()).total_seconds())
-        sign = "-" if minutes < 0 else "+"
-        hours, minutes = divmod(abs(minutes) // 60, 60)
+        seconds = (now.astimezone(self._zone).utcoffset() or dt.timedelta()).total_seconds()
+        hours, minutes = divmod(round(abs(seconds) / 60), 60)
+        sign = "-" if seconds < 0 else "+"
         return f"UTC{sign}{hours:02d}:{minutes:02d}"
 
     def moment(self, moment: dt.datetime, now: dt.datetime, *, seconds: bool = False) -> str:

@@ -55,6 +55,8 @@ class Headline:
     """What to do, when the hub is away or refuses; else empty."""
     concerns: tuple[Concern, ...]
     """Worst first."""
+    stores_tone: Tone = Tone.PLAIN
+    records_tone: Tone = Tone.PLAIN
 
     @property
     def sentence(self) -> str:
@@ -97,7 +99,12 @@ def headline(
         if fleet.value is not None
         else counts_sentence(seen.fleet)
     )
-    records, ages = sums_sentence(seen.reconciliation), ages_sentence(seen.layers, overview.now)
+    records, ages = (
+        sums_sentence(seen.reconciliation),
+        ages_sentence(seen.layers, clock, overview.now),
+    )
+    stores_tone = Tone.BAD if seen.fleet.dark else Tone.PLAIN
+    records_tone = sums_verdict(seen.reconciliation)[1]
     if failure is not None:
         word, advice = _no_answer(failure)
         return Headline(
@@ -107,8 +114,10 @@ def headline(
             stores=f"at {clock.moment(seen.as_of, seen.as_of)}: {stores}",
             records=records,
             ages=ages,
-            advice=advice,
+            advice=_told(failure, advice),
             concerns=found,
+            stores_tone=Tone.QUIET,
+            records_tone=Tone.QUIET,
         )
     word = worst([seen.status, *(c.status for c in seen.components if c.status in WORDS)])
     top = Tone.BAD if any(c.tone is Tone.BAD for c in found) else Tone.WARN
@@ -123,6 +132,8 @@ def headline(
         ages=ages,
         advice="",
         concerns=found,
+        stores_tone=stores_tone,
+        records_tone=Tone.BAD if records_tone is Tone.BAD else Tone.PLAIN,
     )
 
 
@@ -132,17 +143,21 @@ def worst(words: Iterable[str]) -> str:
 
 
 def _no_answer(failure: ScoutError | None) -> tuple[str, str]:
+    """The status word for a failure to ask, and what to do about it."""
     if failure is None:
         return "hub away", ""
+    word = "no access"
     if isinstance(failure, DatabaseAwayError):
-        return "down", printable(failure.hint)
-    if isinstance(failure, HubAwayError):
-        return "hub away", printable(
-            f"{failure.message}. {failure.hint[:1].upper()}{failure.hint[1:]}"
-            if failure.hint
-            else failure.message
-        )
-    return "no access", printable(failure.hint)
+        word = "down"
+    elif isinstance(failure, HubAwayError):
+        word = "hub away"
+    return word, printable(failure.hint)
+
+
+def _told(failure: ScoutError, advice: str) -> str:
+    """What happened and what to do, in one line."""
+    what = printable(failure.message)
+    return f"{what}. {advice[:1].upper()}{advice[1:]}" if advice else what
 
 
 def concerns(
@@ -151,7 +166,7 @@ def concerns(
     tables: models.Tables | None,
     now: dt.datetime,
 ) -> list[Concern]:
-    """Everything that deserves a look, incidents first, then the longest."""
+    """Everything that deserves a look: incidents first, of those the sums, then the longest."""
     found = [
         Concern(
             Tone.BAD if part.status == "down" else Tone.WARN,
@@ -163,7 +178,7 @@ def concerns(
         if part.status in ("degraded", "down")
     ]
     found += [
-        Concern(Tone.BAD, f"{row.kind} do not add up: {_amiss(row)}", None, "overview")
+        Concern(Tone.BAD, f"records do not add up: {_amiss(row)}", None, "overview")
         for row in overview.reconciliation
         if not row.adds_up
     ]
@@ -192,7 +207,9 @@ def concerns(
                 "pipeline",
             )
         )
-    return sorted(found, key=lambda c: (c.tone is not Tone.BAD, c.since or now))
+    return sorted(
+        found, key=lambda c: (c.tone is not Tone.BAD, c.since is not None, c.since or now)
+    )
 
 
 def _about_devices(
@@ -303,10 +320,10 @@ def counts_sentence(fleet: models.FleetCounts) -> str:
     return ", ".join(parts)
 
 
-def ages_sentence(layers: Sequence[models.LayerTile], now: dt.datetime) -> str:
+def ages_sentence(layers: Sequence[models.LayerTile], clock: Clock, now: dt.datetime) -> str:
     """``newest row: bronze 8 s, silver 12 s, gold 14 s, platinum 3 min ago``."""
     known = [
-        f"{tile.layer} {age((now - tile.newest_at).total_seconds())}"
+        f"{tile.layer} {clock.age(tile.newest_at, now)}"
         for tile in layers
         if tile.newest_at is not None
     ]
@@ -407,9 +424,9 @@ def sums_sentence(rows: Sequence[models.ReconciliationRow]) -> str:
     if not rows:
         return "no records yet"
     together = total(rows)
-    wrong = [f"{row.kind}: {_amiss(row)}" for row in rows if not row.adds_up]
+    wrong = [_amiss(row) for row in rows if not row.adds_up]
     if wrong:
-        return f"does not add up ({'; '.join(wrong)}): {equation(together)}"
+        return f"does not add up, {'; '.join(wrong)}: {equation(together)}"
     if contradiction(together):
         return f"the hub's figures contradict each other: {equation(together)}"
     return f"everything adds up: {equation(together)}"
@@ -419,16 +436,16 @@ def sums_verdict(rows: Sequence[models.ReconciliationRow]) -> tuple[str, Tone]:
     """The answer to "does everything add up" in a few words."""
     if not rows:
         return "no records yet", Tone.QUIET
-    wrong = [f"{row.kind}: {_amiss(row)}" for row in rows if not row.adds_up]
+    wrong = [_amiss(row) for row in rows if not row.adds_up]
     if wrong:
-        return f"No. {'; '.join(wrong)}", Tone.BAD
+        return f"No: {'; '.join(wrong)}", Tone.BAD
     together = total(rows)
     if contradiction(together):
-        return "No. The hub's figures contradict each other", Tone.BAD
+        return "No: the hub's figures contradict each other", Tone.BAD
     under_way = together.in_transit + together.pending
     if under_way:
-        return f"Yes. {count(under_way, 'records')} under way, none missing", Tone.GOOD
-    return "Yes. Every record is accounted for", Tone.GOOD
+        return f"Yes: {count(under_way, 'records')} under way, none missing", Tone.GOOD
+    return "Yes: every record is accounted for", Tone.GOOD
 
 
 def _amiss(row: models.ReconciliationRow) -> str:
@@ -436,7 +453,7 @@ def _amiss(row: models.ReconciliationRow) -> str:
         return f"{_of_kind(row.remainder, row.kind)} missing"
     if row.remainder < 0:
         return f"{_of_kind(-row.remainder, row.kind)} too many"
-    return "single devices or days are off, and cancel out in the sum"
+    return f"{row.kind} of single devices or days are off, and cancel out in the sum"
 
 
 def _of_kind(number: int, kind: str) -> str:
@@ -485,10 +502,8 @@ def top_bar(
     clock: Clock,
     me: Seen[models.Me],
     newest: Seen[models.Overview],
-    *,
-    coarse: bool = False,
 ) -> TopBar:
-    """Environment, zone with offset, age, role. ``coarse``: nothing that changes by the second."""
+    """Environment, zone with offset, age, role."""
     now = newest.now if newest.value is not None else dt.datetime.now(dt.UTC)
     if newest.value is None:
         as_of = "no answer yet"
@@ -496,7 +511,7 @@ def top_bar(
         as_of = (
             f"last answer {clock.moment(newest.value.as_of, now)}, {age(newest.age_seconds)} old"
         )
-    elif coarse:
+    elif clock.coarse:
         as_of = f"as of {clock.moment(newest.value.as_of, now)}"
     else:
         as_of = f"as of {clock.moment(newest.value.as_of, now, seconds=True)}"
@@ -507,7 +522,7 @@ def top_bar(
         stores = "all stores" if "*" in me.value.stores else count(len(me.value.stores), "stores")
         role = f"{me.value.name} · {me.value.role}, {stores}"
     return TopBar(
-        environment=environment or "no environment set",
+        environment=environment,
         zone=clock.label(now),
         as_of=as_of,
         stale=newest.failure is not None,

@@ -187,15 +187,24 @@ async def drain(settings: EdgeSettings, timeout_seconds: float) -> int:
 
     Raises:
         ConfigError: the agent is running, or the buffer cannot be used.
+        TransientError: all records are there, but not yet the count of what was accepted.
     """
     with _open_buffer(settings) as buffer:
-        sending = _forwarder(settings, buffer, AgentMetrics(buffer))
-        forwarding = asyncio.create_task(sending.run(), name="forwarder")
+        forwarder = _forwarder(settings, buffer, AgentMetrics(buffer))
+        forwarding = asyncio.create_task(forwarder.run(), name="forwarder")
         try:
-            await sending.drain(timeout_seconds)
+            await forwarder.drain(timeout_seconds)
         finally:
-            await forwarder.stopped(forwarding)
-        return buffer.status().backlog_records
+            forwarding.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await forwarding
+        status = buffer.status()
+        if status.ledger and not status.backlog_records:
+            raise TransientError(
+                f"the hub has all records, but not their count after {timeout_seconds:g} s",
+                "try again when the hub is reachable",
+            )
+        return status.backlog_records
 
 
 def _open_buffer(settings: EdgeSettings) -> Buffer:

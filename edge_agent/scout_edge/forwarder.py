@@ -40,6 +40,7 @@ _PUBACK_SECONDS = 60.0
 _NAP_SECONDS = 0.2  # how late new records are seen; a look is two comparisons in memory
 _FIRST_PAUSE_SECONDS = 1.0  # between hellos while there is no credit; doubles up to the heartbeat
 _BACKOFF_SECONDS = 1.0
+_LEDGER_SECONDS = 0.5  # between hellos that deliver the ledger at the end
 _MAX_DOUBLINGS = 5  # of the time-out, while the hub shows no progress: 5 s → 160 s
 
 log = logs.get("forwarder")
@@ -82,6 +83,8 @@ class Forwarder:
         self.state = ForwarderState()
         self.heard = False
         """The hub answered on the present connection, or on the last one."""
+        self.ask = asyncio.Event()
+        """Set: a hello is sent at once."""
         self._tls = _tls_context(mqtt)
 
     async def run(self) -> NoReturn:
@@ -109,12 +112,18 @@ class Forwarder:
             await asyncio.sleep(delay)
 
     async def drain(self, timeout_seconds: float) -> bool:
-        """Send what is there, unsealed records too. True when the hub has confirmed all of it."""
+        """Send what is there, unsealed records and the ledger too. True: the hub has all of it."""
         self.seal_seconds = 0.0
-        deadline = asyncio.get_running_loop().time() + timeout_seconds
-        while self.backlog():
-            if asyncio.get_running_loop().time() >= deadline:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_seconds
+        ask_at = loop.time()
+        while (waiting := self.backlog()) or (await asyncio.to_thread(self.buffer.status)).ledger:
+            if loop.time() >= deadline:
                 return False
+            # The ledger travels in a hello, and the next one may be a heartbeat away.
+            if not waiting and loop.time() >= ask_at:
+                self.ask.set()
+                ask_at = loop.time() + _LEDGER_SECONDS
             await asyncio.sleep(0.02)
         return True
 
@@ -184,7 +193,7 @@ class _Session:
         """Time-outs since the hub last showed progress."""
         self._rtt_seconds = 0.0
         self._wake = asyncio.Event()
-        self._ask = asyncio.Event()
+        self._ask = forwarder.ask
         self._ending = False
         self._state.credit, self._state.fenced = 0, False
 

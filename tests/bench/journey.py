@@ -1,7 +1,7 @@
 """Complete Journey straight in bronze: the setting of the medallion benchmarks.
 
-Documents as the demo's tills post them, one per basket, loaded by COPY into bronze with a stream per
-store, so that only the medallion is measured.
+Documents as the demo's tills post them, one per basket, loaded by COPY into bronze with a stream
+per store, so that only the medallion is measured.
 """
 
 from __future__ import annotations
@@ -97,9 +97,6 @@ class Bronze:
                 )
                 row = connection.execute(
                     "insert into metadata.streams (device_id, epoch, store_id, zone)"
-                    " values (%s, sha256(%s)::bytea, %s, %s) returning stream_id"
-                    if False
-                    else "insert into metadata.streams (device_id, epoch, store_id, zone)"
                     " values (%s, substr(sha256(%s), 1, 16), %s, %s) returning stream_id",
                     (device, device.encode(), store, self._zone),
                 ).fetchone()
@@ -138,12 +135,14 @@ def load_files(dsn: str) -> None:
             ).fetchone()
             assert row is not None
             with connection.cursor().copy(
-                sql.SQL("copy bronze.{} (file_id, line_number, record_type, record) from stdin").format(
-                    sql.Identifier(target)
-                )
+                sql.SQL(
+                    "copy bronze.{} (file_id, line_number, record_type, record) from stdin"
+                ).format(sql.Identifier(target))
             ) as copy:
-                for number, record in enumerate(table(name).astype(object).to_dict("records"), 1):
-                    texts = {k: "" if v is None or v != v else str(v) for k, v in record.items()}
+                for number, record in enumerate(
+                    table(name).astype(object).fillna("").to_dict("records"), 1
+                ):
+                    texts = {k: str(v) for k, v in record.items()}
                     copy.write_row((row[0], number, kind, json.dumps(texts)))
 
 
@@ -188,6 +187,7 @@ def prepare(dsn: str, lines: int) -> tuple[list[tuple[str, Any, str]], int]:
     print(
         f"setting: {len(rows):,} lines in {len(made):,} documents,"
         f" made in {time.monotonic() - began:.0f} s, PostgreSQL at"
-        f" {psycopg.conninfo.conninfo_to_dict(dsn).get('port', '?')}, Python {sys.version.split()[0]}"
+        f" {psycopg.conninfo.conninfo_to_dict(dsn).get('port', '?')},"
+        f" Python {sys.version.split()[0]}"
     )
     return made, len(rows)

@@ -71,6 +71,11 @@ insert into metadata.segments (
 select
     stream_id, 1, 14 * 1000, 2, 'landed', 16000, 1, decode(repeat('00', 16), 'hex'), 1,
     now() - interval '9 seconds', 1000, now() - interval '8 seconds'
+from metadata.streams
+union all
+select
+    stream_id, 14 * 1000 + 1, 14 * 200, 1, 'landed', 7000, 1, decode(repeat('00', 16), 'hex'), 1,
+    now() - interval '9 seconds', 1000, now() - interval '8 seconds'
 from metadata.streams;
 
 insert into metadata.metrics (name)

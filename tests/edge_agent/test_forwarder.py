@@ -280,6 +280,20 @@ async def test_drain_seals_and_sends_what_is_left(buffer: Buffer, broker: Addres
     assert at_hub(hub)[0][readings(1)[0]] >= 1
 
 
+async def test_drain_also_delivers_the_ledger(buffer: Buffer, broker: Address) -> None:
+    """Else the hub would hold records that, as far as it knows, nobody produced."""
+    hub = Hub()
+    async with (
+        hub.running(*broker),
+        forwarding(buffer, settings(broker, heartbeat_seconds=600.0)) as forwarder,
+    ):
+        await until(lambda: hub.hellos)
+        buffer.append_readings(readings(5))
+        assert await forwarder.drain(10)
+    assert buffer.status().ledger == ()
+    assert hub.hellos[-1].ledger[-1].records == 5
+
+
 def test_tls_files_that_cannot_be_used_are_a_setting_to_change(
     buffer: Buffer, tmp_path: Path
 ) -> None:

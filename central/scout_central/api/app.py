@@ -84,8 +84,6 @@ def build_app(
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
-        # A margin for the frame of the multipart body.
-        max_body_size=limits.upload_bytes + 64 * 1024,
     )
     app.state.door = door
     app.state.tokens = TokenBook.of(tokens)

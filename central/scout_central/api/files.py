@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
+from starlette.types import Message, Receive
 
 from scout_central.api import paging, statements
 from scout_central.api.answers import Reject, Upload, UploadResult, Uploads
@@ -21,6 +22,8 @@ from scout_central.uploads import DATASETS, Receipt, UploadDoor, UploadError
 
 router = APIRouter(tags=["files"])
 
+_FRAME_BYTES = 64 * 1024
+"""What multipart may add to a file."""
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -73,7 +76,8 @@ async def post_upload(
             'ask an administrator for a token with stores = ["*"]',
         )
     door: UploadDoor = request.app.state.uploads
-    async with request.form(max_files=1, max_fields=4) as form:
+    bounded = Request(request.scope, _bounded(request, door.limits.upload_bytes))
+    async with bounded.form(max_files=1, max_fields=4) as form:
         file = form.get("file")
         if not isinstance(file, UploadFile):
             raise RefusalError(
@@ -96,6 +100,33 @@ async def post_upload(
             raise RefusalError(error.status, error.reason, error.message, error.hint) from error
     response.status_code = 200 if receipt.duplicate else 201
     return _result(receipt)
+
+
+def _bounded(request: Request, at_most_bytes: int) -> Receive:
+    """The request's body, refused by its announced size, or where it goes on beyond the limit."""
+    announced = request.headers.get("content-length", "")
+    left = at_most_bytes + _FRAME_BYTES
+    if announced.isdecimal() and int(announced) > left:
+        raise _too_large(at_most_bytes)
+
+    async def receive() -> Message:
+        nonlocal left
+        message = await request.receive()
+        left -= len(message.get("body", b""))
+        if left < 0:
+            raise _too_large(at_most_bytes)
+        return message
+
+    return receive
+
+
+def _too_large(at_most_bytes: int) -> RefusalError:
+    return RefusalError(
+        413,
+        "too_large",
+        f"the file has more than {at_most_bytes:,} bytes",
+        "split it; each part must start with the line of column names",
+    )
 
 
 def _result(receipt: Receipt) -> UploadResult:

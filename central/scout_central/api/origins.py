@@ -72,7 +72,9 @@ def _pairs(key: list[str]) -> dict[str, str]:
     for text in key:
         name, separator, value = text.partition(":")
         if not separator or "\x00" in value:
-            raise RefusalError(422, "bad_key", f"key {text!r} is not column:value")
+            raise RefusalError(
+                422, "bad_key", f"key {text!r} is not column:value", "e.g. store_id:367"
+            )
         pairs[name] = value
     return pairs
 

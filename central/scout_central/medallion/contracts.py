@@ -12,16 +12,16 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, Literal, LiteralString, cast, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 from open_data_contract_standard.model import OpenDataContractStandard
 from psycopg import sql
 from psycopg.types.json import Jsonb
 from pydantic import ValidationError
-from scout_shared.errors import ConfigError
 
 from scout_central.database import Connection
+from scout_shared.errors import ConfigError
 
 Action = Literal["quarantine", "exclude", "warn", "block"]
 MAX_RULES = 62
@@ -41,7 +41,7 @@ class Rule:
 
     name: str
     predicate: str
-    """SQL over the columns and the evidence of the model's select; true means that the row passes."""
+    """SQL over the columns and the evidence of the model's select; true: the row passes."""
     on_fail: Action
     dimension: str
     """accuracy, completeness, conformity, consistency, coverage, timeliness or uniqueness."""
@@ -71,15 +71,13 @@ class Contract:
         terms = [
             sql.SQL("case when ({}) is not true then {} else 0 end").format(
                 # the repository's own text; % would be taken for a parameter
-                sql.SQL(cast(LiteralString, rule.predicate.replace("%", "%%"))),
+                sql.SQL(rule.predicate.replace("%", "%%")),
                 sql.Literal(1 << bit),
             )
             for bit, rule in enumerate(self.rules)
             if rule.on_fail == action
         ]
-        return sql.SQL("({})::bigint").format(
-            sql.SQL(" + ").join(terms) if terms else sql.SQL("0")
-        )
+        return sql.SQL("({})::bigint").format(sql.SQL(" + ").join(terms) if terms else sql.SQL("0"))
 
 
 def parse(text: str, name: str) -> Contract:
@@ -123,9 +121,7 @@ def parse(text: str, name: str) -> Contract:
         status=document.status or "",
         dataset=str(table.physicalName),
         rules=tuple(rules),
-        critical=tuple(
-            p.name for p in table.properties or () if p.criticalDataElement and p.name
-        ),
+        critical=tuple(p.name for p in table.properties or () if p.criticalDataElement and p.name),
         odcs=raw,
         sha256=hashlib.sha256(text.encode()).hexdigest(),
     )

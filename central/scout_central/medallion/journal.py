@@ -18,11 +18,11 @@ from typing import Any
 from uuid import UUID
 
 from psycopg.types.json import Jsonb
-from scout_shared.errors import ScoutError, TransientError
 
 from scout_central.database import Connection
 from scout_central.medallion.lineage import Graph, Node
 from scout_central.medallion.strategies import Change, FanOutError, Window
+from scout_shared.errors import ScoutError, TransientError
 
 PRODUCER = "urn:scout:medallion"
 _SPEC = "https://openlineage.io/spec"
@@ -80,7 +80,9 @@ insert into metadata.quality_metrics (
 )
 values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 """
-_EVENT = "insert into metadata.data_lineage (run_id, event_type, job, event) values (%s, %s, %s, %s)"
+_EVENT = (
+    "insert into metadata.data_lineage (run_id, event_type, job, event) values (%s, %s, %s, %s)"
+)
 _FORGET_EDGES = "delete from metadata.lineage_edges where target_dataset = %s"
 _EDGE = """
 insert into metadata.lineage_edges (
@@ -173,7 +175,14 @@ def describe(connection: Connection, graph: Graph) -> None:
         cursor.executemany(
             _DATASETS,
             [
-                (n.model.dataset, n.model.layer, n.model.grain, n.model.strategy, i, n.model.sla_seconds)
+                (
+                    n.model.dataset,
+                    n.model.layer,
+                    n.model.grain,
+                    n.model.strategy,
+                    i,
+                    n.model.sla_seconds,
+                )
                 for i, n in enumerate(graph.nodes.values(), 1)
             ],
         )
@@ -192,7 +201,9 @@ def beat(connection: Connection, run_id: UUID) -> None:
     connection.execute(_BEAT, (run_id,))
 
 
-def finish_run(connection: Connection, run_id: UUID, status: str, totals: Mapping[str, Any]) -> None:
+def finish_run(
+    connection: Connection, run_id: UUID, status: str, totals: Mapping[str, Any]
+) -> None:
     """Close the ledger; forgets deleted keys that everybody has consumed."""
     connection.execute(_FINISH_RUN, {"run_id": run_id, "status": status, **totals})
     connection.execute(_FORGET_DELETED)
@@ -306,9 +317,7 @@ def record_blocked(connection: Connection, dataset: str, run_id: UUID, message: 
     _mark(connection, dataset, run_id, "blocked", message)
 
 
-def _mark(
-    connection: Connection, dataset: str, run_id: UUID, status: str, message: str
-) -> None:
+def _mark(connection: Connection, dataset: str, run_id: UUID, status: str, message: str) -> None:
     connection.execute(
         _DATASET_DONE,
         {

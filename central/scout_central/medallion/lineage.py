@@ -13,7 +13,6 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 import sqlglot
-from scout_shared.errors import ConfigError
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
 from sqlglot.optimizer.qualify import qualify
@@ -21,6 +20,7 @@ from sqlglot.optimizer.scope import Scope, traverse_scope
 
 from scout_central.database import Connection
 from scout_central.medallion.model import BOOKKEEPING, JUDGED, Model
+from scout_shared.errors import ConfigError
 
 Catalogue = Mapping[str, Mapping[str, Mapping[str, str]]]
 """schema → table → column → type."""
@@ -168,7 +168,7 @@ def _inputs(model: Model, reads: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(model.touched)
 
 
-def _tables(expression: exp.Expression) -> tuple[str, ...]:
+def _tables(expression: exp.Expr) -> tuple[str, ...]:
     return tuple(
         sorted(
             {
@@ -250,9 +250,7 @@ class _Reader:
             raise ConfigError(
                 f"{where}: gives {', '.join(sorted(given))}", f"it must give {', '.join(wanted)}"
             )
-        aliases = {
-            t.alias_or_name: t for t in select.find_all(exp.Table) if t.db == _LOCAL
-        }
+        aliases = {t.alias_or_name: t for t in select.find_all(exp.Table) if t.db == _LOCAL}
         followed = models.get(source)
         for column in select.find_all(exp.Column):
             if (
@@ -292,10 +290,11 @@ class _Reader:
             self._columns(scope.expression, scope.parent or scope, "transformation", found)
             return found
         if isinstance(scope.expression, exp.SetOperation):
-            for part in scope.union_scopes:
+            for part in scope.set_operation_scopes:
                 for origin, how in self._projection(part, name).items():
                     _stronger(found, origin, how)
             return found
+        assert isinstance(scope.expression, exp.Select)
         for projection in scope.expression.selects:
             if projection.alias_or_name == name:
                 inner = projection.unalias()
@@ -309,7 +308,7 @@ class _Reader:
         return found
 
     def _columns(
-        self, part: exp.Expression, scope: Scope, how: str, found: dict[tuple[str, str], str]
+        self, part: exp.Expr, scope: Scope, how: str, found: dict[tuple[str, str], str]
     ) -> None:
         inner_scopes = {id(s.expression): s for s in scope.subquery_scopes}
         for column in part.find_all(exp.Column):

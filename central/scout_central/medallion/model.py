@@ -16,6 +16,7 @@ from importlib import resources
 from typing import Any, Literal, cast
 
 import yaml
+
 from scout_shared.errors import ConfigError
 
 Strategy = Literal["append", "keyed", "merge"]
@@ -47,7 +48,7 @@ class Model:
     scope: tuple[str, ...] = ()
     """keyed: columns that are computed again together; the key unless said otherwise."""
     touched: Mapping[str, str] = field(default_factory=dict)
-    """keyed: per input, a select from ``changed`` (its changed rows) that gives the scope columns."""
+    """keyed: per input, a select from ``changed`` (its changed rows) giving the scope columns."""
     guards: Mapping[str, str] = field(default_factory=dict)
     """keyed: per column, a select whose one number the sum of this column must equal; a join that
     fans out, or loses rows, fails the step before anything is published."""
@@ -117,7 +118,9 @@ def parse(text: str, name: str) -> Model:
     try:
         header = yaml.safe_load("\n".join(header_lines))
     except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: the header is not YAML: {error}", "see another model") from error
+        raise ConfigError(
+            f"{name}: the header is not YAML: {error}", "see another model"
+        ) from error
     if not isinstance(header, dict):
         raise ConfigError(f"{name}: no header", "start the file with '-- dataset: …'")
     _check(header, name)
@@ -134,7 +137,7 @@ def parse(text: str, name: str) -> Model:
 
 def _check(header: Mapping[str, Any], name: str) -> None:
     strategy = header.get("strategy")
-    if strategy not in _NEEDS:
+    if not isinstance(strategy, str) or strategy not in _NEEDS:
         raise ConfigError(
             f"{name}: strategy {strategy!r} is not known", f"use one of {', '.join(_NEEDS)}"
         )
@@ -154,7 +157,7 @@ def _check(header: Mapping[str, Any], name: str) -> None:
             f"{name}: {header['dataset']!r} is not a dataset",
             "name it silver.…, gold.… or platinum.…",
         )
-    if (how := set(header.get("merge", {}).values()) - {"sum", "least", "greatest"}):
+    if how := set(header.get("merge", {}).values()) - {"sum", "least", "greatest"}:
         raise ConfigError(f"{name}: cannot merge by {sorted(how)}", "use sum, least or greatest")
 
 

@@ -36,7 +36,9 @@ class Metric:
         """Whether the target is met; None without one."""
         if self.threshold is None:
             return None
-        return self.value >= self.threshold if self.operator == ">=" else self.value <= self.threshold
+        return (
+            self.value >= self.threshold if self.operator == ">=" else self.value <= self.threshold
+        )
 
 
 def completeness(connection: Connection, table: str, columns: Sequence[str]) -> list[Metric]:

@@ -6,8 +6,8 @@ all hubs. A run with nothing to do reads a few index pages and writes no ledger 
 
 Incremental work follows commit order (DESIGN §6): a step reads ``xid >= watermark``, and its next
 watermark is the horizon, below which all transactions have ended, so a row that commits late is
-still ahead of it. ``append`` and ``merge`` must see each row once and stop at the horizon; ``keyed``
-may see it twice and reads all that is visible.
+still ahead of it. ``append`` and ``merge`` must see each row once and stop at the horizon;
+``keyed`` may see it twice and reads all that is visible.
 Not its job: how a table changes (``strategies``), when runs happen (``hub``).
 """
 
@@ -23,8 +23,6 @@ from uuid import UUID, uuid4
 
 import psycopg
 from psycopg import sql
-from scout_shared import logs
-from scout_shared.errors import ConfigError, ScoutError, TransientError
 
 from scout_central import database
 from scout_central.database import Connection
@@ -35,6 +33,8 @@ from scout_central.medallion.contracts import Contract
 from scout_central.medallion.lineage import Graph, Node
 from scout_central.medallion.model import Model
 from scout_central.medallion.strategies import Change, Window
+from scout_shared import logs
+from scout_shared.errors import ConfigError, ScoutError, TransientError
 
 log = logs.get("medallion")
 
@@ -192,7 +192,7 @@ class Runner:
             database.translated(),
         ):
             graph = self._read(work)
-            cluster, marks, foreign = _marks(work)
+            _cluster, marks, foreign = _marks(work)
             planned: dict[str, PlannedStep] = {}
             for name, node in graph.nodes.items():
                 if foreign:
@@ -306,7 +306,8 @@ class Runner:
             if work.closed:
                 raise
             journal.record_failure(work, step, error)
-            log.error("step.failed", dataset=planned.dataset, error=error.message, hint=error.hint)
+            failure = {"dataset": planned.dataset, "error": error.message, "hint": error.hint}
+            log.error("step.failed", **failure)  # noqa: TRY400 - a traceback says nothing more
             return StepResult(
                 planned.dataset,
                 "failed",
@@ -341,7 +342,7 @@ class Runner:
         row = work.execute(_SETTINGS, (model.dataset,)).fetchone()
         if not (row and row[0]):
             raise TransientError(f"another session works on {model.dataset}", "try again later")
-        now = dict(work.execute(_MARK_NOW, (model.dataset,)).fetchall())
+        now: dict[str, int] = dict(work.execute(_MARK_NOW, (model.dataset,)).fetchall())
         if not step.window.full and now != step.window.from_xid:
             raise TransientError(f"somebody else moved the watermark of {model.dataset}")
         horizon = work.execute("select metadata.horizon_xid()").fetchone()

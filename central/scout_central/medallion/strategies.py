@@ -9,22 +9,27 @@ Not its job: watermarks, locks, the ledger of runs (``runner``, ``journal``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, LiteralString, cast
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
 from uuid import UUID
 
 import psycopg
 from psycopg import sql
-from scout_shared.errors import PermanentError
 
 from scout_central.database import Connection
 from scout_central.medallion.contracts import Contract
 from scout_central.medallion.lineage import Node
+from scout_central.medallion.model import JUDGED
 from scout_central.medallion.quality import Metric, completeness, judged_metrics
+from scout_shared.errors import PermanentError
 
 ANALYZE_ROWS = 1_000
 """Below, the planner's old idea of a temporary table costs less than a new one."""
+BULK_ROWS = 100_000
+"""From here on the first load of a table sorts each secondary index once instead of inserting into
+it row by row (1.47 M lines of silver: 46 s with its five indexes, 20 s so)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,20 +93,17 @@ def apply(
 # ── keyed ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _keyed(
-    connection: Connection, node: Node, window: Window, *, record_deleted: bool
-) -> Change:
+def _keyed(connection: Connection, node: Node, window: Window, *, record_deleted: bool) -> Change:
     model = node.model
     change = Change()
     change.touched_keys = _run(connection, _touched(node, window)).rowcount
     _run(connection, sql.SQL("analyze touched"))
     change.rows_read = change.touched_keys
-    fresh = _run(
+    _run(
         connection,
         sql.SQL("create temporary table fresh on commit drop as {}").format(_text(model.sql)),
-    ).rowcount
-    if fresh >= ANALYZE_ROWS:
-        _run(connection, sql.SQL("analyze fresh"))
+    )
+    _run(connection, sql.SQL("analyze fresh"))
     for column, guard in model.guards.items():
         _hold(connection, node, column, guard)
     change.metrics += completeness(connection, "fresh", model.critical)
@@ -123,9 +125,7 @@ def _touched(node: Node, window: Window) -> sql.Composed:
                 " union all select gone.* from metadata.deleted_keys as deleted"
                 " cross join lateral jsonb_populate_record(null::{}, deleted.key) as gone"
                 " where deleted.dataset = {} and deleted.xid >= {}"
-            ).format(
-                _table(source), sql.Literal(source), sql.Literal(window.from_xid[source])
-            )
+            ).format(_table(source), sql.Literal(source), sql.Literal(window.from_xid[source]))
         parts.append(
             sql.SQL("select {} from (with changed as ({}) {}) as one").format(
                 scope, changed, _text(touched)
@@ -165,12 +165,14 @@ def _replace(
     target, key, columns = _table(model.dataset), _columns(model.key), _columns(node.columns)
     try:
         if _is_empty(connection, target):
-            change.rows_inserted = _run(
-                connection,
-                sql.SQL("insert into {} ({}) select {} from fresh order by {}").format(
-                    target, columns, columns, key
-                ),
-            ).rowcount
+            (rows,) = _one(connection, sql.SQL("select count(*) from fresh"))
+            with _indexes_aside(connection, model.dataset, rows):
+                change.rows_inserted = _run(
+                    connection,
+                    sql.SQL("insert into {} ({}) select {} from fresh order by {}").format(
+                        target, columns, columns, key
+                    ),
+                ).rowcount
             return
         gone = sql.SQL("delete from {} as old").format(target)
         where = sql.SQL(" where not exists (select from fresh where {})").format(
@@ -491,9 +493,9 @@ def _append(
     model = node.model
     target = _table(model.dataset)
     change = Change()
-    _judge(connection, node, contract, window)
+    lines = _judge(connection, node, contract, window)
     first_time = _is_empty(connection, target)
-    held = sql.SQL("")
+    held: sql.Composable = sql.SQL("")
     if not window.full and not first_time:
         held = sql.SQL("or exists (select from {} as held where {})").format(
             target, _match("held", "documents", model.document)
@@ -520,7 +522,11 @@ def _append(
         "run_id": run_id,
         "kind": model.outcome_kind,
     }
-    _publish(connection, node, change, values, in_place=window.full and not first_time)
+    if window.full and not first_time:
+        _publish_in_place(connection, node, change, values)
+    else:
+        with _indexes_aside(connection, model.dataset, lines if first_time else 0):
+            _publish(connection, node, change, values)
     _run(connection, _text(_BAD), values)
     if window.full:
         _run(connection, _text(_FORGET_OUTCOMES), values)
@@ -532,7 +538,8 @@ def _append(
     return change
 
 
-def _judge(connection: Connection, node: Node, contract: Contract, window: Window) -> None:
+def _judge(connection: Connection, node: Node, contract: Contract, window: Window) -> int:
+    """``judged``: each line with the rules that it breaks; returns how many lines there are."""
     lines = _run(
         connection,
         _text(_JUDGE).format(
@@ -558,28 +565,36 @@ def _judge(connection: Connection, node: Node, contract: Contract, window: Windo
             f"{node.model.dataset}: {blocked} rows break {', '.join(names)}, which block the step",
             "mend the source, or publish a version of the contract that quarantines them",
         )
+    return lines
 
 
-def _publish(
-    connection: Connection, node: Node, change: Change, values: dict[str, Any], *, in_place: bool
-) -> None:
-    """Write the good lines of the documents that won."""
-    filled = (*node.columns, "warnings", "contract_version")
-    landed = _text(_LANDED).format(columns=_columns(node.columns, "judged"))
-    if in_place:
-        fresh = sql.SQL("create temporary table fresh on commit drop as {}").format(landed)
-        _run(connection, fresh, values)
-        _run(connection, sql.SQL("analyze fresh"))
-        wider = Node(node.model, node.inputs, node.reads, filled, node.types, node.edges)
-        _replace(connection, wider, change, scope=None, record_deleted=True)
-        return
+def _publish(connection: Connection, node: Node, change: Change, values: dict[str, Any]) -> None:
+    """Add the good lines of the documents that won."""
     change.rows_inserted = _run(
         connection,
         sql.SQL("insert into {} ({}) {} order by {}").format(
-            _table(node.model.dataset), _columns(filled), landed, _columns(node.model.key)
+            _table(node.model.dataset),
+            _columns((*node.columns, *JUDGED)),
+            _text(_LANDED).format(columns=_columns(node.columns, "judged")),
+            _columns(node.model.key),
         ),
         values,
     ).rowcount
+
+
+def _publish_in_place(
+    connection: Connection, node: Node, change: Change, values: dict[str, Any]
+) -> None:
+    """Make the table what the good lines say, rewriting only what differs."""
+    landed = _text(_LANDED).format(columns=_columns(node.columns, "judged"))
+    _run(
+        connection,
+        sql.SQL("create temporary table fresh on commit drop as {}").format(landed),
+        values,
+    )
+    _run(connection, sql.SQL("analyze fresh"))
+    wider = replace(node, columns=(*node.columns, *JUDGED))
+    _replace(connection, wider, change, scope=None, record_deleted=True)
 
 
 # ── small parts ────────────────────────────────────────────────────────────────────────────────
@@ -593,13 +608,41 @@ def _bounds(node: Node, window: Window) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _indexes_aside(connection: Connection, dataset: str, rows: int) -> Iterator[None]:
+    """Drop the secondary indexes while many rows go in, and build them again at the end.
+
+    The transaction holds the table's exclusive lock meanwhile: only for tables that were empty.
+    """
+    if rows < BULK_ROWS:
+        yield
+        return
+    aside = connection.execute(_SECONDARY_INDEXES, (dataset,)).fetchall()
+    for schema, name, _ in aside:
+        _run(connection, sql.SQL("drop index {}").format(sql.Identifier(schema, name)))
+    yield
+    connection.execute("set local maintenance_work_mem = '256MB'")
+    for _, _, definition in aside:
+        _run(connection, _text(definition))
+
+
+_SECONDARY_INDEXES = """
+select namespace.nspname, class.relname, pg_get_indexdef(index.indexrelid)
+from pg_index as index
+inner join pg_class as class on index.indexrelid = class.oid
+inner join pg_namespace as namespace on class.relnamespace = namespace.oid
+where index.indrelid = %s::regclass and not index.indisunique
+order by class.relname
+"""
+
+
 def _is_empty(connection: Connection, target: sql.Composable) -> bool:
     return not _one(connection, sql.SQL("select exists (select from {})").format(target))[0]
 
 
 def _text(text: str) -> sql.SQL:
     # text of this package's own files, never of a user
-    return sql.SQL(cast(LiteralString, text))
+    return sql.SQL(text)
 
 
 def _table(dataset: str) -> sql.Identifier:
@@ -620,12 +663,12 @@ def _match(left: str, right: str, names: Sequence[str]) -> sql.Composed:
 
 
 def _run(
-    connection: Connection, query: sql.Composable, values: dict[str, Any] | None = None
+    connection: Connection, query: sql.SQL | sql.Composed, values: dict[str, Any] | None = None
 ) -> psycopg.Cursor[Any]:
     return connection.execute(query, values)
 
 
-def _one(connection: Connection, query: sql.Composable) -> tuple[Any, ...]:
+def _one(connection: Connection, query: sql.SQL | sql.Composed) -> tuple[Any, ...]:
     row = connection.execute(query).fetchone()
     assert row is not None
     return tuple(row)

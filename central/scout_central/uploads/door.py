@@ -145,7 +145,7 @@ class UploadDoor:
     def __init__(self, dsn: str, store: FileStore, limits: Limits | None = None) -> None:
         self._dsn = dsn
         self._store = store
-        self._limits = limits or Limits()
+        self.limits = limits or Limits()
 
     def receive(
         self,
@@ -172,7 +172,7 @@ class UploadDoor:
         name = _clean_name(name)
         kind = _format(name)
         try:
-            with self._store.receive(content, at_most_bytes=self._limits.upload_bytes) as incoming:
+            with self._store.receive(content, at_most_bytes=self.limits.upload_bytes) as incoming:
                 target = f"bronze.{dataset}"
                 known = self._find(target, incoming.sha256)
                 if known is not None:
@@ -197,7 +197,7 @@ class UploadDoor:
     def _parse(
         self, incoming: Incoming, question: Mapping[str, Any], out: _Output
     ) -> dict[str, Any]:
-        limits = self._limits
+        limits = self.limits
         job = {
             **question,
             "rows_fd": out.rows.fileno(),

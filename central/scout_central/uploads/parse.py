@@ -485,7 +485,7 @@ def _json_row(line: Line, record: dict[str, Any], required: list[str], sink: Sin
         sink.reject(line.number, "missing_column", f"no {', '.join(missing)}", line.raw)
         return
     text = "{" + ", ".join(f"{_quote(k)}: {_json_value(v)}" for k, v in record.items()) + "}"
-    if "\\u0000" in text and "\x00" in str(record):
+    if any("\x00" in part for part in (*record, *record.values()) if isinstance(part, str)):
         sink.reject(line.number, "nul_character", _MEANING["nul_character"], line.raw)
         return
     try:

@@ -78,9 +78,11 @@ def top() -> tuple[Headline, Seen[models.Overview]]:
         for target in st.session_state[_OFFERED]:
             st.page_link(target)
         st.html(markup.bar(bar))
-    st.html(markup.gone(turn, settings().screen.refresh_seconds))
     head = views.headline(overview, fleet, tables, clock())
-    st.html(markup.headline(head, since(head, overview)))
+    st.html(
+        markup.gone(turn, settings().screen.refresh_seconds)
+        + markup.headline(head, since(head, overview))
+    )
     return head, overview
 
 

@@ -88,23 +88,28 @@ def headline(head: Headline, since: str) -> str:
     """The status word with its since; stores, records and data age, a line each; the advice."""
     told = f'<span class="since">{escape(since)}</span>' if since else ""
     lines = (
-        ("Stores" if head.records else "Hub", head.stores),
-        ("Records", head.records),
-        ("Data", head.ages),
-        ("To do", head.advice),
+        ("Stores" if head.records else "Hub", head.stores, head.stores_tone),
+        ("Records", head.records, head.records_tone),
+        ("Data", head.ages, Tone.QUIET if head.advice else Tone.PLAIN),
+        ("To do", head.advice, Tone.PLAIN),
     )
     items = "".join(
-        f"<dt>{name}</dt><dd>{escape(sentence_case(text))}</dd>" for name, text in lines if text
+        f'<dt>{name}</dt><dd class="{tone}">{escape(sentence_case(text))}</dd>'
+        for name, text, tone in lines
+        if text
     )
+    word = "OK" if head.word == "ok" else sentence_case(head.word)
     return (
-        f'<section class="headline {head.tone}"><p class="word">'
-        f'<span class="{head.tone}">{escape(sentence_case(head.word))}</span>{told}</p>'
+        '<section class="headline"><p class="word">'
+        f'<span class="{head.tone}">{escape(word)}</span>{told}</p>'
         f"<dl>{items}</dl></section>"
     )
 
 
 def sentence_case(text: str) -> str:
-    """``Store 343 …`` of ``store 343 …``."""
+    """``Store 343 …`` of ``store 343 …``; the name of a table stays as it is."""
+    if {".", "_"} & set(text.partition(" ")[0].rstrip(".:")):
+        return text
     return text[:1].upper() + text[1:]
 
 
@@ -128,7 +133,7 @@ def gone(turn: int, refresh_seconds: float) -> str:
     return (
         f'<div class="gone {"a" if turn % 2 else "b"}" style="animation-delay:{patience:g}s">'
         "What you see is old: the console itself does not answer. Is scout-console web running? "
-        "Then load this page again.</div>"
+        "If it is, load this page again.</div>"
     )
 
 
@@ -143,7 +148,8 @@ def stores(devices: Sequence[models.Device], now: dt.datetime, link: Link) -> st
             f'title="{escape(printable(device.device_id))}">'
             f"<b>{escape(store_name(device))}</b>{span(word)}</a>"
         )
-    return f'<div class="stores">{"".join(fields)}</div>'
+    kind = "stores many" if len(fields) >= 6 else "stores"
+    return f'<div class="{kind}">{"".join(fields)}</div>'
 
 
 def concerns(found: Sequence[Concern], clock: Clock, now: dt.datetime) -> str:

@@ -5,7 +5,6 @@ What is filtered and chosen stands in the URL, so that a page can be sent to som
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -64,10 +63,8 @@ def fleet(_head: Headline) -> None:
         return
     assert seen.value is not None
     devices = {d.device_id: d for d in seen.value.devices}
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
-        wanted = st.segmented_control(
-            "State", STATES, key="state", bind="query-params", format_func=_state_label(seen.value)
-        )
+    with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
+        wanted = _filter("Devices in state", "state", STATES)
         st.space("stretch")
         chosen = st.selectbox(
             "Device",
@@ -75,11 +72,9 @@ def fleet(_head: Headline) -> None:
             index=None,
             key="device",
             bind="query-params",
-            placeholder="Choose a device for its detail",
-            format_func=lambda key: (
-                f"{key}, {views.store(devices[key])}" if key in devices else str(key)
-            ),
-            width=320,
+            label_visibility="collapsed",
+            placeholder="Choose a device",
+            width=260,
         )
     if chosen:
         device(chosen)
@@ -135,8 +130,7 @@ def device(device_id: str) -> None:
 def pipeline(_head: Headline) -> None:
     """Runs with their steps, tables with their age, what is in quarantine, what failed."""
     tables, quarantine, errors = feed().tables(), feed().quarantine(), feed().errors()
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
-        wanted = st.segmented_control("Runs", RUN_STATES, key="runs", bind="query-params")
+    wanted = _filter("Runs in state", "runs", RUN_STATES)
     runs = feed().runs(status=wanted, limit=12)
     if not _missing(runs, "the runs"):
         assert runs.value is not None
@@ -245,30 +239,42 @@ def _chart(rows: list[models.ReconciliationRow]) -> None:
         st.html('<p class="nothing">No record of this device has a known day.</p>')
         return
     points = [
-        {"day": f"{row.business_date}", "state": state, "records": number}
+        {"day": f"{row.business_date}", "outcome": name, "records": number, "layer": layer}
         for row in rows
-        for state, number in (
-            ("landed", row.landed),
-            ("other outcome", row.duplicate + row.quarantined + row.excluded),
-            ("under way", row.in_transit + row.pending),
+        for layer, (name, number) in enumerate(
+            (
+                ("landed", row.landed),
+                (
+                    "duplicate, quarantined, excluded",
+                    row.duplicate + row.quarantined + row.excluded,
+                ),
+                ("under way", row.in_transit + row.pending),
+            )
         )
     ]
     chart = (
         altair.Chart(altair.InlineData(values=points), height=270)
-        .mark_bar()
+        .mark_bar(width=altair.RelativeBandSize(0.75))
         .encode(
-            x=altair.X("yearmonthdate(day):T", title=None, axis=altair.Axis(format="%-d %b")),
+            # utc: a business day must not move with the zone of the person who looks
+            x=altair.X(
+                "utcyearmonthdate(day):T",
+                title=None,
+                scale=altair.Scale(type="utc"),
+                axis=altair.Axis(format="%-d %b", grid=False),
+            ),
             y=altair.Y("records:Q", title="documents"),
+            order=altair.Order("layer:O"),
             color=altair.Color(
-                "state:N",
+                "outcome:N",
                 title=None,
                 scale=altair.Scale(
-                    domain=["landed", "other outcome", "under way"],
+                    domain=["landed", "duplicate, quarantined, excluded", "under way"],
                     range=["#5b87b5", "#c98b2b", "#a9adb1"],
                 ),
-                legend=altair.Legend(orient="top"),
+                legend=altair.Legend(orient="top", labelLimit=260),
             ),
-            tooltip=["day:N", "state:N", altair.Tooltip("records:Q", format=",")],
+            tooltip=["day:N", "outcome:N", altair.Tooltip("records:Q", format=",")],
         )
     )
     st.altair_chart(
@@ -315,15 +321,18 @@ def _fleet_aside(counts: models.FleetCounts) -> str:
     return "&ensp;".join(parts)
 
 
-def _state_label(answer: models.Fleet) -> Callable[[str], str]:
-    counts = answer.counts
-    numbers = {
-        "dark": counts.dark,
-        "late": counts.late,
-        "unknown": counts.unknown,
-        "online": counts.online,
-    }
-    return lambda word: f"{word} {numbers[word]}"
+def _filter(label: str, key: str, words: tuple[str, ...]) -> str | None:
+    """One of ``words``, or None for all of them; it stands in the URL under ``key``."""
+    chosen = st.segmented_control(
+        label,
+        ("all", *words),
+        default="all",
+        required=True,
+        key=key,
+        bind="query-params",
+        label_visibility="collapsed",
+    )
+    return None if chosen in (None, "all") else chosen
 
 
 def _device_link(device_id: str) -> str:

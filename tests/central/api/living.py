@@ -51,20 +51,28 @@ TOKENS = (
 class LiveHub:
     """Where the server is, and a client per token."""
 
-    def __init__(self, dsn: str, port: int) -> None:
+    def __init__(self, dsn: str, port: int, client: httpx.Client) -> None:
         self.dsn = dsn
+        self.port = port
         self.url = f"http://127.0.0.1:{port}"
+        self._client = client
 
     def get(self, path: str, bearer: str | None = "viewer-all", **options: Any) -> httpx.Response:
         return self.request("GET", path, bearer, **options)
 
     def request(
-        self, method: str, path: str, bearer: str | None = "viewer-all", **options: Any
+        self,
+        method: str,
+        path: str,
+        bearer: str | None = "viewer-all",
+        *,
+        content_type: str | None = None,
+        **options: Any,
     ) -> httpx.Response:
         headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
-        return httpx.request(
-            method, f"{self.url}{path}", headers=headers, timeout=30, trust_env=False, **options
-        )
+        if content_type is not None:
+            headers["content-type"] = content_type
+        return self._client.request(method, f"{self.url}{path}", headers=headers, **options)
 
     def upload(self, dataset: str, name: str, content: bytes, **params: Any) -> httpx.Response:
         return self.request(
@@ -100,7 +108,8 @@ def serving(
     thread.start()
     try:
         eventually(lambda: server.started, 20, "uvicorn starts")
-        yield LiveHub(dsn, port)
+        with httpx.Client(timeout=60, trust_env=False) as client:
+            yield LiveHub(dsn, port, client)
     finally:
         server.should_exit = True
         thread.join(20)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import socket
 import time
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psycopg
 import pytest
 
@@ -22,6 +22,7 @@ from tests.central.api.living import (
     seed,
     serving,
 )
+from tests.harness.waiting import eventually, free_port
 
 __all__ = ["empty_hub", "hub"]
 
@@ -77,11 +78,8 @@ def test_the_matrix_of_roles_covers_every_get_endpoint(hub: LiveHub) -> None:
 
 @pytest.mark.parametrize("path", [*VIEWER_PATHS, "/v1/me", "/v1/uploads", "/metrics"])
 def test_nobody_reads_without_a_known_token(hub: LiveHub, path: str) -> None:
-    for bearer in (None, "unknown", "viewer-all "):
-        answer = hub.get(path, bearer.strip() if bearer == "" else bearer)
-        if bearer == "viewer-all ":  # HTTP strips white space around a header's value
-            assert answer.status_code == 200
-            continue
+    for bearer in (None, "unknown", "viewer-al"):
+        answer = hub.get(path, bearer)
         assert answer.status_code == 401, (path, bearer)
         assert answer.json()["hint"]
         assert answer.headers["www-authenticate"] == "Bearer"
@@ -114,14 +112,13 @@ def test_uploads_by_role(hub: LiveHub) -> None:
 
 
 def test_an_upload_is_refused_before_its_body_is_read(hub: LiveHub) -> None:
-    endless = (b"x" * 65536 for _ in range(100_000))
-    started = time.monotonic()
-    try:
-        answer = hub.request("POST", "/v1/uploads/product_catalog", "viewer-all", content=endless)
-        assert answer.status_code == 403
-    except httpx.TransportError:
-        pass  # the server closed the connection, which refuses as well
-    assert time.monotonic() - started < 5
+    with socket.create_connection(("127.0.0.1", hub.port), timeout=5) as connection:
+        connection.sendall(
+            b"POST /v1/uploads/product_catalog HTTP/1.1\r\nhost: x\r\n"
+            b"authorization: Bearer viewer-all\r\ncontent-length: 100000000\r\n"
+            b"content-type: multipart/form-data; boundary=b\r\n\r\n"
+        )
+        assert connection.recv(12) == b"HTTP/1.1 403"
 
 
 DATASETS = [
@@ -415,7 +412,8 @@ def test_the_overview_says_why_it_is_not_ok(hub: LiveHub) -> None:
 def test_runs_come_with_their_steps(hub: LiveHub) -> None:
     (run,) = hub.get("/v1/runs").json()["runs"]
     assert len(run["steps"]) == 2
-    assert hub.get("/v1/runs?task=gold.product_store_day").json()["runs"] == [run] or True
+    (by_step,) = hub.get("/v1/runs?task=gold.product_store_day").json()["runs"]
+    assert by_step["run_id"] == run["run_id"]
     assert hub.get("/v1/runs?task=nope").json()["runs"] == []
     assert hub.get("/v1/runs", "viewer-north").json()["runs"] == []
 
@@ -439,7 +437,9 @@ def test_an_empty_hub_answers_everything(empty_hub: LiveHub) -> None:
 
 
 def test_a_stopped_database_is_503_fast_and_health_says_so(folder: Path, tmp_path: Path) -> None:
-    with EmbeddedPostgres(folder / "stopping", settings={"fsync": "off"}) as server:
+    with EmbeddedPostgres(
+        folder / "stopping", port=free_port(), settings={"fsync": "off"}
+    ) as server:
         from scout_central.database import migrate
 
         migrate(server.dsn)
@@ -459,9 +459,7 @@ def test_a_stopped_database_is_503_fast_and_health_says_so(folder: Path, tmp_pat
             upload = live.upload("product_catalog", "p.csv", b"product_id\n1\n")
             assert upload.status_code == 503
             server.start()
-            deadline = time.monotonic() + 20
-            while live.get("/v1/overview").status_code != 200:
-                assert time.monotonic() < deadline, "the API does not come back"
+            eventually(lambda: live.get("/v1/overview").status_code == 200, 20, "it is back")
 
 
 def test_a_hub_that_starts_before_its_database_answers_503(tmp_path: Path) -> None:

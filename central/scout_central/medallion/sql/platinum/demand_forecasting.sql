@@ -15,7 +15,9 @@
 --   before is unknown. The back-test takes the last eight weekly origins; the published interval
 --   is the 10 and 90 % quantile of its residuals, its coverage is measured on the last four
 --   weeks with the quantiles of the weeks before. Reads 77 days per touched store.
-with ends as (
+-- planner: {enable_nestloop: 'off'}
+-- # The planner takes the steps in between for a handful of rows: 9 minutes against 1 second.
+with ends as materialized (
     select
         touched.store_id,
         (
