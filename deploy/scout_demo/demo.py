@@ -30,6 +30,7 @@ from scout_demo.view import Picture, View
 from scout_shared.errors import PermanentError, ScoutError, TransientError
 
 _TICK_SECONDS = 0.1
+_SECOND_SECONDS = 0.3  # two signals within this time are one request
 _ASK_SECONDS = 2.0
 _START_SECONDS = 300.0  # first start: initdb and migrations; or crash recovery
 _PLAN_SECONDS = 60.0
@@ -69,6 +70,8 @@ class Demo:
         self.account: Account | None = None
         self._options = options
         self._view = view
+        self._signals = 0
+        self._signalled_at = 0.0
         self._stopping = threading.Event()
         self._stop_replay = threading.Event()
         self._ports = Ports(view.say)
@@ -262,7 +265,7 @@ class Demo:
     def _until(self, condition: Callable[[], bool]) -> None:
         """Keep everything running and the view fresh until then. Raises Interrupted."""
         while True:
-            if self._stopping.is_set():
+            if self._signals:
                 raise Interrupted
             self._supervisor.tick()
             self._stores.advance(self._supervisor, self._programs)
@@ -272,7 +275,7 @@ class Demo:
             self._view.show(self._picture())
             if condition():
                 return
-            self._stopping.wait(_TICK_SECONDS)
+            time.sleep(_TICK_SECONDS)
 
     def _picture(self) -> Picture:
         stores, supervisor = self._stores, self._supervisor
@@ -301,9 +304,12 @@ class Demo:
         )
 
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
-        if self._stopping.is_set():
+        # Only counts: a second signal may interrupt this very function, and an Event that is being
+        # set would then wait for itself for ever (seen with timeout(1), which signals twice).
+        self._signals += 1
+        if self._signals > 1 and time.monotonic() - self._signalled_at > _SECOND_SECONDS:
             self._supervisor.hurry = True
-        self._stopping.set()
+        self._signalled_at = time.monotonic()
 
 
 class Hub(threading.Thread):

@@ -1,6 +1,6 @@
 """A small chain of stores in a real database, and the real API before it.
 
-Eight stores with one device each; the figures add up. The methods of ``World`` break one thing each.
+Eight stores with one device each; the figures add up. Each method of ``World`` breaks one thing.
 """
 
 from __future__ import annotations
@@ -134,8 +134,10 @@ insert into metadata.datasets (
     checked_at
 )
 values
-('silver.transactions_cleaned', 'silver', 'line', 'touched', 1, 320, 900, now(), 'completed', now()),
-('silver.product_hierarchy', 'silver', 'product', 'touched', 2, 1, 86400, now(), 'completed', now()),
+('silver.transactions_cleaned', 'silver', 'line', 'touched', 1, 320, 900, now(), 'completed',
+    now()),
+('silver.product_hierarchy', 'silver', 'product', 'touched', 2, 1, 86400, now(), 'completed',
+    now()),
 ('gold.product_store_day', 'gold', 'product, store, day', 'touched', 3, 8, 1800, now(), 'completed',
     now()),
 ('platinum.demand_forecasting', 'platinum', 'store, department, day', 'full', 4, 56, 86400, now(),

@@ -92,7 +92,7 @@ def build_app(
     app.state.started_at = dt.datetime.now(dt.UTC)
     failures.install(app)
     app.middleware("http")(_observe)
-    app.add_middleware(failures.Deadline)
+    app.add_middleware(failures.Deadline, seconds=failures.REQUEST_SECONDS)
     # origins before pipeline: /lineage/row is not the lineage of a dataset named "row"
     for module in (overview, fleet, datasets, origins, pipeline, files):
         app.include_router(module.router, prefix="/v1", responses=_FAILURES)

@@ -152,7 +152,7 @@ class Deadline:
     frozen: the worker thread stays behind until the server moves again, the caller does not.
     """
 
-    def __init__(self, app: ASGIApp, seconds: float = REQUEST_SECONDS) -> None:
+    def __init__(self, app: ASGIApp, seconds: float) -> None:
         self._app = app
         self._seconds = seconds
 

@@ -24,6 +24,7 @@ POOL_SIZE = 8
 POOL_SECONDS = 2.0
 """How long a request waits for a connection; a stopped database is noticed in this time."""
 STATEMENT_SECONDS = 5
+RECONNECT_SECONDS = 4.0
 
 _ACT_AS = """
 select
@@ -93,6 +94,9 @@ class Door:
             application="scout-api",
             size=POOL_SIZE,
         )
+        # The pool waits twice as long after each failure, for five minutes unless told: a database
+        # that is back must not wait for that. After giving up, the next request starts it afresh.
+        self._pool.reconnect_timeout = RECONNECT_SECONDS
 
     def open(self) -> None:
         """Start connecting, without waiting: the API also answers while the database is away."""

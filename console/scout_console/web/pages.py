@@ -5,6 +5,7 @@ What is filtered and chosen stands in the URL, so that a page can be sent to som
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Any
 from urllib.parse import quote
 
@@ -21,7 +22,8 @@ from scout_console.web.frame import clock, feed
 STATES = ("dark", "late", "unknown", "online")
 RUN_STATES = ("running", "completed", "failed", "cancelled")
 _STORES_SHOWN = 48
-_BAD_FIRST = ("dark", "late", "unknown")
+_CALENDAR = 120
+_OUTCOMES = ("landed", "duplicate, quarantined, excluded", "under way")
 
 
 def overview(head: Headline) -> None:
@@ -217,9 +219,7 @@ def _days(device_id: str) -> None:
     dated = [row for row in rows if row.business_date is not None]
     if not rows:
         return
-    st.html(
-        markup.title("Documents by business day", f"days of {count(len(dated), 'days')} on record")
-    )
+    st.html(markup.title("Documents by business day", _span(dated)))
     left, right = st.columns([11, 9], gap="large")
     newest_first = sorted(
         rows, key=lambda r: (r.business_date is None, r.business_date), reverse=True
@@ -234,34 +234,45 @@ def _days(device_id: str) -> None:
         _chart(dated[-60:])
 
 
+def _span(dated: list[models.ReconciliationRow]) -> str:
+    days = [row.business_date for row in dated if row.business_date is not None]
+    if not days:
+        return "no known day"
+    return f"{count(len(days), 'days')}, {min(days):%-d %b %Y} to {max(days):%-d %b %Y}"
+
+
+def _outcomes(row: models.ReconciliationRow | None) -> tuple[tuple[str, int], ...]:
+    if row is None:
+        return ((_OUTCOMES[0], 0),)
+    other = row.duplicate + row.quarantined + row.excluded
+    numbers = (row.landed, other, row.in_transit + row.pending)
+    return tuple(zip(_OUTCOMES, numbers, strict=True))
+
+
 def _chart(rows: list[models.ReconciliationRow]) -> None:
     if not rows:
         st.html('<p class="nothing">No record of this device has a known day.</p>')
         return
+    by_day = {row.business_date: row for row in rows if row.business_date is not None}
+    first, last = min(by_day), max(by_day)
+    # a day without a record keeps its place, and stays empty
+    days = [first + dt.timedelta(days=n) for n in range(min((last - first).days + 1, _CALENDAR))]
     points = [
-        {"day": f"{row.business_date}", "outcome": name, "records": number, "layer": layer}
-        for row in rows
-        for layer, (name, number) in enumerate(
-            (
-                ("landed", row.landed),
-                (
-                    "duplicate, quarantined, excluded",
-                    row.duplicate + row.quarantined + row.excluded,
-                ),
-                ("under way", row.in_transit + row.pending),
-            )
-        )
+        {"day": f"{day}", "outcome": name, "records": number, "layer": layer}
+        for day in sorted({*days, *by_day})
+        for layer, (name, number) in enumerate(_outcomes(by_day.get(day)))
     ]
     chart = (
         altair.Chart(altair.InlineData(values=points), height=270)
-        .mark_bar(width=altair.RelativeBandSize(0.75))
+        .mark_bar()
         .encode(
             # utc: a business day must not move with the zone of the person who looks
             x=altair.X(
-                "utcyearmonthdate(day):T",
+                "utcyearmonthdate(day):O",
                 title=None,
-                scale=altair.Scale(type="utc"),
-                axis=altair.Axis(format="%-d %b", grid=False),
+                axis=altair.Axis(
+                    format="%-d %b", formatType="utc", labelAngle=0, labelOverlap="greedy"
+                ),
             ),
             y=altair.Y("records:Q", title="documents"),
             order=altair.Order("layer:O"),
@@ -269,7 +280,7 @@ def _chart(rows: list[models.ReconciliationRow]) -> None:
                 "outcome:N",
                 title=None,
                 scale=altair.Scale(
-                    domain=["landed", "duplicate, quarantined, excluded", "under way"],
+                    domain=list(_OUTCOMES),
                     range=["#5b87b5", "#c98b2b", "#a9adb1"],
                 ),
                 legend=altair.Legend(orient="top", labelLimit=260),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+import os
+import signal
 import socket
 import time
 from pathlib import Path
@@ -11,6 +14,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from scout_central.api import failures
+from scout_central.database import migrate
 from scout_central.embedded import EmbeddedPostgres
 from tests.central.api.living import (
     NORTH,
@@ -403,6 +408,7 @@ def test_the_overview_says_why_it_is_not_ok(hub: LiveHub) -> None:
     assert list(tiles) == ["bronze", "silver", "gold", "platinum"]
     assert tiles["gold"]["worst_sla"]["dataset"] == "gold.product_store_day"
     assert tiles["bronze"]["rows"] > 0
+    assert tiles["bronze"]["status"] == "ok"
     assert tiles["bronze"]["age_seconds"] is not None
     assert answer["forecast"]["status"] == "baseline"
     assert "Baseline" in answer["forecast"]["label"]
@@ -440,8 +446,6 @@ def test_a_stopped_database_is_503_fast_and_health_says_so(folder: Path, tmp_pat
     with EmbeddedPostgres(
         folder / "stopping", port=free_port(), settings={"fsync": "off"}
     ) as server:
-        from scout_central.database import migrate
-
         migrate(server.dsn)
         with serving(server.dsn, tmp_path) as live:
             assert live.get("/v1/overview").status_code == 200
@@ -459,6 +463,35 @@ def test_a_stopped_database_is_503_fast_and_health_says_so(folder: Path, tmp_pat
             upload = live.upload("product_catalog", "p.csv", b"product_id\n1\n")
             assert upload.status_code == 503
             server.start()
+            eventually(lambda: live.get("/v1/overview").status_code == 200, 20, "it is back")
+
+
+def test_a_frozen_database_makes_nobody_wait(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in mid-air, its sockets open: no time-out of PostgreSQL itself can fire."""
+    monkeypatch.setattr(failures, "REQUEST_SECONDS", 1.0)
+    with EmbeddedPostgres(folder / "freezing", settings={"fsync": "off"}) as server:
+        migrate(server.dsn)
+        with serving(server.dsn, tmp_path) as live:
+            assert live.get("/v1/overview").status_code == 200
+            with psycopg.connect(server.dsn) as connection:
+                rows = connection.execute("select pid from pg_stat_activity").fetchall()
+            pids = [pid for (pid,) in rows]
+            try:
+                for pid in pids:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGSTOP)
+                started = time.monotonic()
+                answer = live.get("/v1/overview")
+                assert answer.status_code == 503
+                assert answer.json()["error"] == "database_away"
+                assert time.monotonic() - started < 4
+                assert live.get("/v1/me").status_code == 200
+            finally:
+                for pid in pids:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGCONT)
             eventually(lambda: live.get("/v1/overview").status_code == 200, 20, "it is back")
 
 

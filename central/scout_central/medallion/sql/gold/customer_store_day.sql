@@ -1,6 +1,6 @@
 -- dataset: gold.customer_store_day
 -- grain: one known customer in one store on one business day
--- key: [store_id, customer_id, business_date]
+-- key: [customer_id, store_id, business_date]
 -- strategy: keyed
 -- touched:
 --   silver.transactions_cleaned: >

@@ -1,6 +1,6 @@
 -- dataset: gold.department_store_day
 -- grain: one department in one store on one business day
--- key: [store_id, department, business_date]
+-- key: [store_id, business_date, department]
 -- scope: [store_id, business_date]
 -- strategy: keyed
 -- touched:

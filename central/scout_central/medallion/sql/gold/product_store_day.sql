@@ -1,6 +1,6 @@
 -- dataset: gold.product_store_day
 -- grain: one product in one store on one business day
--- key: [store_id, product_id, business_date]
+-- key: [product_id, store_id, business_date]
 -- strategy: keyed
 -- touched:
 --   silver.transactions_cleaned: >
