@@ -121,9 +121,9 @@ def _settings(args: argparse.Namespace) -> config.ConsoleSettings:
     return config.checked(config.ConsoleSettings(hub=hub, screen=screen, web=web))
 
 
-def _feed(settings: config.ConsoleSettings) -> Feed:
-    client = HubClient(settings.hub.url, settings.hub.token, timeout=settings.hub.timeout_seconds)
-    return Feed(client)
+def _client(settings: config.ConsoleSettings) -> HubClient:
+    hub = settings.hub
+    return HubClient(hub.url, hub.token, timeout=hub.timeout_seconds)
 
 
 def _web(args: argparse.Namespace) -> int:
@@ -143,21 +143,24 @@ def _tui(args: argparse.Namespace) -> int:
         )
     from scout_console.tui.app import Terminal
 
-    app = Terminal(
-        _feed(settings),
-        zone=settings.screen.zone,
-        environment=settings.screen.environment,
-        refresh_seconds=settings.screen.refresh_seconds,
-        faults=args.faults,
-    )
-    app.run()
+    with _client(settings) as client:
+        app = Terminal(
+            Feed(client),
+            zone=settings.screen.zone,
+            environment=settings.screen.environment,
+            refresh_seconds=settings.screen.refresh_seconds,
+            faults=args.faults,
+        )
+        app.run()
     return app.return_code or 0
 
 
 def _status(args: argparse.Namespace) -> int:
     settings = _settings(args)
-    feed, clock = _feed(settings), Clock(settings.screen.zone)
-    overview, fleet, tables = feed.overview(), feed.fleet(), feed.tables()
+    clock = Clock(settings.screen.zone)
+    with _client(settings) as client:
+        feed = Feed(client)
+        overview, fleet, tables = feed.overview(), feed.fleet(), feed.tables()
     head = views.headline(overview, fleet, tables, clock)
     if args.json:
         print(json.dumps(_report(head, overview), indent=2))

@@ -132,6 +132,7 @@ class Programs:
             "console",
             {
                 "hub": {"url": self._address.hub_url},
+                "screen": {"environment": "demo", "zone": ZONE},
                 "web": {"host": HOST, "port": self._address.console},
             },
         )

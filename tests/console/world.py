@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, LiteralString
@@ -253,9 +253,12 @@ class World:
     dsn: str
     url: str
     server: uvicorn.Server
+    clients: list[HubClient] = field(default_factory=list)
 
     def client(self, token: str = TOKEN) -> HubClient:
-        return HubClient(self.url, token, timeout=5.0)
+        client = HubClient(self.url, token, timeout=5.0)
+        self.clients.append(client)
+        return client
 
     def feed(self, token: str = TOKEN) -> Feed:
         return Feed(self.client(token), hold_seconds=0.0)
@@ -316,5 +319,7 @@ def hub(dsn: str, storage: Path, *, seed: bool = True) -> Iterator[World]:
         eventually(lambda: server.started, 20, "the API listens")
         yield world
     finally:
+        for client in world.clients:
+            client.close()
         server.should_exit = True
         thread.join(20)

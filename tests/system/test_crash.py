@@ -134,6 +134,9 @@ def compare(world: World, sources: list[Source]) -> None:
         unsure = Counter(value for value in source.unsure if found[value])
         assert_once(f"reading of {source.metric}", Counter(source.readings) + unsure, found)
     world.until(lambda: balanced(world), 60, "the equation balances")
+    with psycopg.connect(dsn) as connection:
+        wrong = connection.execute("select * from metadata.verify_landed()").fetchall()
+    assert wrong == [], "each table agrees with what the account says landed"
 
 
 def assert_once(

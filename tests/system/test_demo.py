@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from scout_demo.supervisor import descendants
 from tests.harness.process import Process
 from tests.harness.waiting import eventually
 
@@ -70,21 +71,25 @@ def processes_of(data_dir: Path) -> list[str]:
     return found
 
 
-def pids(data_dir: Path) -> dict[str, int]:
-    """Of the programs that the demo runs now."""
-    found = {}
-    for line in processes_of(data_dir):
-        pid, _, text = line.partition(" ")
-        for name, mark in (
-            ("database", "hub.toml database"),
-            ("broker", "hub.toml broker"),
-            ("hub", "hub.toml run"),
-            ("agent", "till-367.toml"),
-            ("console", "console.toml"),
-        ):
-            if mark in text:
-                found[name] = int(pid)
-    return found
+MARKS = {
+    "agent": "till-367.toml",
+    "hub": "hub.toml run",
+    "broker": "hub.toml broker",
+    "database": "hub.toml database",
+    "console": "streamlit run",
+}
+
+
+def pid_of(name: str, demo: Process) -> int | None:
+    """Of a program that the demo runs now."""
+    for pid in descendants(demo.pid):
+        try:
+            line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if MARKS[name] in line:
+            return pid
+    return None
 
 
 def test_a_replay_adds_up_and_a_second_one_too(folder: Path) -> None:
@@ -112,13 +117,14 @@ def test_each_program_may_be_killed_once_and_the_account_still_adds_up(
 ) -> None:
     data_dir = folder / "demo-killed"
     demo = processes(
-        command(data_dir, "--once", "--console", "--transactions", "20000", "--speed", "400000"),
+        command(data_dir, "--once", "--console", "--transactions", "30000", "--speed", "100000"),
         env=environment(),
     )
     demo.wait_for_output("console: http", 120)
-    for name in ("agent", "hub", "broker", "database", "console"):
-        eventually(lambda name=name: name in pids(data_dir), 60, f"{name} runs")  # type: ignore[misc]
-        os.kill(pids(data_dir)[name], signal.SIGKILL)
+    for name in MARKS:
+        pid = eventually(lambda name=name: pid_of(name, demo), 60, f"{name} runs")  # type: ignore[misc]
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
         what = "till-367" if name == "agent" else name
         demo.wait_for_output(f"{what} was killed by SIGKILL", 60)
         demo.wait_for_output(f"{what} serves again", 90)

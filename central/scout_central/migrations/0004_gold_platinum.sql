@@ -1,4 +1,4 @@
--- Gold and platinum. The three partials (a product's, a customer's, a store's day) are small-grain,
+-- Gold and platinum. The partials (per day, hour or month) are small-grain,
 -- mergeable, and corrected by touched key; the wide rows are derived from them, not from silver.
 -- Sums of money are null where currencies are mixed: nobody has told us a rate.
 create table gold.product_store_day (
@@ -16,7 +16,7 @@ create table gold.product_store_day (
     warned_lines bigint not null,
     loaded_at timestamptz not null default now(),
     xid bigint not null default metadata.current_xid(),
-    primary key (product_id, store_id, business_date)
+    primary key (product_id, business_date, store_id)
 );
 create index on gold.product_store_day (store_id, business_date);
 create index on gold.product_store_day (xid);
@@ -73,6 +73,29 @@ create index on gold.department_store_day (xid);
 comment on column gold.department_store_day.department is
 '''unknown'' for the products whose department no catalogue gives';
 
+create table gold.product_month (
+    product_id text not null,
+    month date not null,
+    first_sold_on date not null,
+    last_sold_on date not null,
+    days_sold bigint not null,
+    stores bigint not null,
+    transactions bigint not null,
+    lines bigint not null,
+    quantity numeric(18, 3) not null,
+    currency text,
+    sales_value numeric(16, 2),
+    retail_discount numeric(16, 2),
+    coupon_discount numeric(16, 2),
+    coupon_match_discount numeric(16, 2),
+    warned_lines bigint not null,
+    loaded_at timestamptz not null default now(),
+    xid bigint not null default metadata.current_xid(),
+    primary key (product_id, month)
+);
+create index on gold.product_month (xid);
+comment on column gold.product_month.month is 'its first day';
+
 create table gold.customer_360 (
     customer_id text primary key,
     first_seen_on date not null,
@@ -114,7 +137,7 @@ create table gold.product_performance (
     first_sold_on date not null,
     last_sold_on date not null,
     days_sold bigint not null,
-    stores bigint not null,
+    last_month_stores bigint not null,
     transactions bigint not null,
     lines bigint not null,
     quantity numeric(20, 3) not null,
@@ -132,6 +155,8 @@ create table gold.product_performance (
     xid bigint not null default metadata.current_xid()
 );
 create index on gold.product_performance (xid);
+comment on column gold.product_performance.last_month_stores is
+'stores that sold it in the last month in which any did';
 comment on column gold.product_performance.regular_price is
 '(sales + retail discount + coupon match discount) / quantity; null without quantity';
 comment on column gold.product_performance.margin_value is

@@ -416,6 +416,10 @@ with newest as (
         select t.loaded_at from gold.department_store_day as t order by t.xid desc limit 1
     )
     union all
+    select 'gold.product_month', (
+        select t.loaded_at from gold.product_month as t order by t.xid desc limit 1
+    )
+    union all
     select 'gold.customer_360', (
         select t.loaded_at from gold.customer_360 as t order by t.xid desc limit 1
     )

@@ -1,4 +1,4 @@
-"""Incremental is the same as full: in any order, with anything in it, committed whenever it likes."""
+"""Incremental is the same as full: in any order, with anything in it, whenever it commits."""
 
 from __future__ import annotations
 

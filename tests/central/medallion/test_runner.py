@@ -261,7 +261,7 @@ def test_inputs_come_before_what_is_made_of_them(database: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dataset", "old", "new", "message"),
+    "dataset, old, new, message",
     [
         ("gold.customer_360", "silver.customer_profiles", "silver.customers", "no table"),
         ("gold.customer_360", "profile.age_band", "profile.age", "age"),
@@ -318,7 +318,7 @@ def test_touched_keys_may_not_hang_on_what_an_update_can_change(database: str) -
 
 
 @pytest.mark.parametrize(
-    ("header", "message"),
+    "header, message",
     [
         ("-- dataset: gold.x\n-- key: [a]\n", "strategy None"),
         ("-- dataset: gold.x\n-- strategy: keyed\n", "lacks grain, key"),

@@ -5,11 +5,6 @@
 -- touched:
 --   silver.transactions_cleaned: >
 --     select changed.store_id, changed.customer_id, changed.business_date from changed
--- guards:
---   lines: >
---     select count(*) from silver.transactions_cleaned as sale inner join touched
---     on sale.store_id = touched.store_id and sale.customer_id = touched.customer_id
---     and sale.business_date = touched.business_date
 -- critical: [sales_value]
 -- sla_seconds: 3600
 -- limits: >
@@ -39,6 +34,6 @@ inner join silver.transactions_cleaned as sale
         and touched.customer_id = sale.customer_id
         and touched.business_date = sale.business_date
 group by
-    sale.store_id,
     sale.customer_id,
+    sale.store_id,
     sale.business_date

@@ -3,24 +3,23 @@
 -- key: [product_id]
 -- strategy: keyed
 -- touched:
---   gold.product_store_day: select changed.product_id from changed
+--   gold.product_month: select changed.product_id from changed
 --   silver.product_hierarchy: select changed.product_id from changed
 -- guards:
 --   lines: >
---     select coalesce(sum(sold.lines), 0) from gold.product_store_day as sold inner join touched
+--     select coalesce(sum(sold.lines), 0) from gold.product_month as sold inner join touched
 --     on sold.product_id = touched.product_id
 -- critical: [sales_value]
 -- sla_seconds: 3600
 -- limits: >
---   Margin stays unknown: no source gives a cost. Cost: the store-days of the touched products; a
---   product that sells everywhere every day has 365 rows per store and year.
+--   Margin stays unknown: no source gives a cost. Cost: the months of the touched products.
 with totals as (
     select
         sold.product_id,
-        min(sold.business_date) as first_sold_on,
-        max(sold.business_date) as last_sold_on,
-        count(distinct sold.business_date) as days_sold,
-        count(distinct sold.store_id) as stores,
+        min(sold.first_sold_on) as first_sold_on,
+        max(sold.last_sold_on) as last_sold_on,
+        sum(sold.days_sold)::bigint as days_sold,
+        (array_agg(sold.stores order by sold.month desc))[1] as last_month_stores,
         sum(sold.transactions)::bigint as transactions,
         sum(sold.lines)::bigint as lines,
         sum(sold.quantity) as quantity,
@@ -34,7 +33,7 @@ with totals as (
         sum(sold.coupon_match_discount) as coupon_match_discount,
         sum(sold.warned_lines)::bigint as warned_lines
     from touched
-    inner join gold.product_store_day as sold
+    inner join gold.product_month as sold
         on touched.product_id = sold.product_id
     group by sold.product_id
 )
@@ -48,7 +47,7 @@ select
     totals.first_sold_on,
     totals.last_sold_on,
     totals.days_sold,
-    totals.stores,
+    totals.last_month_stores,
     totals.transactions,
     totals.lines,
     totals.quantity,

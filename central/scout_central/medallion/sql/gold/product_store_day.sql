@@ -1,15 +1,10 @@
 -- dataset: gold.product_store_day
 -- grain: one product in one store on one business day
--- key: [product_id, store_id, business_date]
+-- key: [product_id, business_date, store_id]
 -- strategy: keyed
 -- touched:
 --   silver.transactions_cleaned: >
 --     select changed.store_id, changed.product_id, changed.business_date from changed
--- guards:
---   lines: >
---     select count(*) from silver.transactions_cleaned as sale inner join touched
---     on sale.store_id = touched.store_id and sale.product_id = touched.product_id
---     and sale.business_date = touched.business_date
 -- critical: [sales_value]
 -- sla_seconds: 3600
 -- limits: >
@@ -41,6 +36,6 @@ inner join silver.transactions_cleaned as sale
         and touched.product_id = sale.product_id
         and touched.business_date = sale.business_date
 group by
-    sale.store_id,
     sale.product_id,
+    sale.store_id,
     sale.business_date
