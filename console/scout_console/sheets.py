@@ -67,6 +67,8 @@ class Column:
     rank: int = 1
     """1: always; 2: from 100 characters on; 3: only where there is plenty of room."""
     numeric: bool = False
+    prose: bool = False
+    """Sentences: may take several lines where there are any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,7 +367,7 @@ def runs(found: Sequence[models.Run], clock: Clock, now: dt.datetime) -> Sheet:
             Column("Written", numeric=True),
             Column("Mode", 2),
             Column("Trigger", 3),
-            Column("Message", 2),
+            Column("Message", 2, prose=True),
         ),
         lines=tuple(Line(run.run_id, _run_cells(run, clock, now)) for run in found),
         nothing="No run yet: the hub starts one as soon as a segment or a file has arrived.",
@@ -521,10 +523,10 @@ def errors(found: Sequence[models.ErrorItem], clock: Clock, now: dt.datetime) ->
         columns=(
             Column("Severity"),
             Column("State", 2),
-            Column("What failed"),
+            Column("What failed", prose=True),
             Column("Times", numeric=True),
             Column("Since"),
-            Column("What to do", 2),
+            Column("What to do", 2, prose=True),
         ),
         lines=tuple(
             Line(

@@ -123,7 +123,7 @@ def headline(
     top = Tone.BAD if any(c.tone is Tone.BAD for c in found) else Tone.WARN
     return Headline(
         word=word,
-        tone=Tone.GOOD if word == "ok" else top,
+        tone=top if word != "ok" else Tone.GOOD if seen.fleet.devices else Tone.QUIET,
         since=None
         if word == "ok"
         else min((c.since for c in found if c.since and c.tone is top), default=None),
@@ -330,7 +330,7 @@ def ages_sentence(layers: Sequence[models.LayerTile], clock: Clock, now: dt.date
     empty = [tile.layer for tile in layers if tile.newest_at is None]
     parts = [f"newest row: {', '.join(known)} ago"] if known else []
     if empty:
-        parts.append(f"nothing in {' and '.join(empty)} yet")
+        parts.append(f"nothing yet in {', '.join(empty)}")
     return "; ".join(parts)
 
 

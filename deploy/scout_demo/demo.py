@@ -336,13 +336,12 @@ class Hub(threading.Thread):
         while not self._stop_event.is_set():
             try:
                 self.reconciliation = self.client.reconciliation()
+                self.plan = self._planned() if self.ask_plan else None
             except TransientError:
                 pass  # away: the picture shows for how long; the supervisor restarts it
             except ScoutError as error:
                 self.failure = error
                 return
-            else:
-                self.plan = self._planned() if self.ask_plan else None
             self._stop_event.wait(_ASK_SECONDS)
 
     def _planned(self) -> list[str] | None:
@@ -353,8 +352,10 @@ class Hub(threading.Thread):
             stdin=subprocess.DEVNULL,
             timeout=_PLAN_SECONDS,
         )
-        if done.returncode:
+        if done.returncode == TransientError.exit_code:
             return None
+        if done.returncode:
+            raise PermanentError(done.stderr.decode("utf-8", "replace").strip())
         return [str(step["dataset"]) for step in json.loads(done.stdout)]
 
 

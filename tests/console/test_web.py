@@ -75,7 +75,7 @@ def console(world: World, tmp_path: object, processes: Callable[..., Process]) -
 
 def test_the_three_pages_of_a_chain_that_is_well(console: Console) -> None:
     page = console.open()
-    expect(page).to_have_title("Overview")
+    expect(page).to_have_title("Scout")
     console.see(
         "8 of 8 stores online",
         "Everything adds up: 134,400 produced = 134,400 landed",

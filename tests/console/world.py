@@ -1,6 +1,7 @@
 """A small chain of stores in a real database, and the real API before it.
 
-Eight stores with one device each; the figures add up. Each method of ``World`` breaks one thing.
+Eight stores with one device each; the figures add up. Heartbeats are slow, so that a slow
+machine makes no device late. Each method of ``World`` breaks one thing.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ select
         'buffer_bytes', 1800000 + place * 131072, 'clock_synced', true,
         'counters', jsonb_build_object('reconnects', place)
     ),
-    now() - interval '4 seconds', 5, 0.1 * place - 0.3, now() - interval '40 days', now()
+    now() - interval '4 seconds', 300, 0.1 * place - 0.3, now() - interval '40 days', now()
 from unnest(%(stores)s::text[]) with ordinality as chain (store_id, place);
 
 insert into metadata.streams (

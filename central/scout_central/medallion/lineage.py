@@ -226,6 +226,7 @@ class _Reader:
         scope_types: Mapping[str, str],
     ) -> None:
         self._model = model
+        self._scopes: dict[int, Scope] = {}
         self._known: dict[tuple[int, str], dict[tuple[str, str], str]] = {}
         self._touched: dict[str, dict[tuple[str, str], str]] = {c: {} for c in scope_types}
         for source, sql in model.touched.items():
@@ -264,7 +265,7 @@ class _Reader:
                     "an update may change it, and the old value's rows would go stale;"
                     " derive the touched keys from the input's key",
                 )
-        root = list(traverse_scope(select))[-1]
+        root = self._root(select)
         for name in wanted:
             for (origin, origin_column), how in self._projection(root, name).items():
                 actual = source if origin == f"{_LOCAL}.changed" else origin
@@ -272,12 +273,23 @@ class _Reader:
 
     def edges(self, select: exp.Query, columns: Iterable[str]) -> set[Edge]:
         """Where each of ``columns`` comes from."""
-        root = list(traverse_scope(select))[-1]
+        root = self._root(select)
         found = set()
         for column in columns:
             for (dataset, source), how in self._projection(root, column).items():
                 found.add(Edge(dataset, source, self._model.dataset, column, how))
         return found
+
+    def _root(self, select: exp.Query) -> Scope:
+        scopes = traverse_scope(select)
+        self._scopes.update((id(scope.expression), scope) for scope in scopes)
+        return scopes[-1]
+
+    def _inside(self, scope: Scope) -> Scope | None:
+        """The query of ``lateral (select …)``; None for a set-returning function."""
+        if not isinstance(scope.expression, exp.Lateral):
+            return None
+        return self._scopes.get(id(scope.expression.this.unnest()))
 
     def _projection(self, scope: Scope, name: str) -> dict[tuple[str, str], str]:
         key = (id(scope.expression), name)
@@ -285,6 +297,9 @@ class _Reader:
             return self._known[key]
         found: dict[tuple[str, str], str] = {}
         self._known[key] = found
+        if scope.is_udtf and (query := self._inside(scope)):
+            found.update(self._projection(query, name))
+            return found
         if scope.is_udtf:
             # a column of a set-returning function comes from all of its arguments
             self._columns(scope.expression, scope.parent or scope, "transformation", found)

@@ -174,14 +174,7 @@ def _replace(
                     ),
                 ).rowcount
             return
-        gone = sql.SQL("delete from {} as old").format(target)
-        where = sql.SQL(" where not exists (select from fresh where {})").format(
-            _match("fresh", "old", model.key)
-        )
-        if scope is not None:
-            gone += sql.SQL(" using touched")
-            where += sql.SQL(" and {}").format(_match("touched", "old", scope))
-        gone += where
+        gone = _vanished(target, model.key, scope)
         if record_deleted:
             pairs = sql.SQL(", ").join(
                 sql.SQL("{}, gone.{}").format(sql.Literal(name), sql.Identifier(name))
@@ -198,6 +191,27 @@ def _replace(
             f"{model.dataset}: the select gives a key ({', '.join(model.key)}) more than once",
             "a join multiplies rows, or the grain in the header is wrong",
         ) from error
+
+
+def _vanished(
+    target: sql.Composable, key: Sequence[str], scope: Sequence[str] | None
+) -> sql.Composed:
+    """Delete the rows that ``fresh`` no longer has."""
+    if scope is not None and set(scope) == set(key):
+        # nearly always none, which is found without looking into the target
+        return sql.SQL(
+            "delete from {} as old using touched where not exists"
+            " (select from fresh where {}) and {}"
+        ).format(target, _match("fresh", "touched", key), _match("touched", "old", key))
+    statement = sql.SQL("delete from {} as old").format(target)
+    if scope is not None:
+        statement += sql.SQL(" using touched")
+    statement += sql.SQL(" where not exists (select from fresh where {})").format(
+        _match("fresh", "old", key)
+    )
+    if scope is not None:
+        statement += sql.SQL(" and {}").format(_match("touched", "old", scope))
+    return statement
 
 
 def _upsert(
@@ -357,6 +371,13 @@ select
         else 0
     end as first_bit
 from documents
+{look_up}
+"""
+# One index look-up per document: as `exists` inside the case, the planner read the whole table.
+_HELD = """
+left join lateral (
+    select true as is_held from {target} as kept where {match} limit 1
+) as held on true
 """
 _LANDED = """
 select
@@ -495,10 +516,11 @@ def _append(
     change = Change()
     lines = _judge(connection, node, contract, window)
     first_time = _is_empty(connection, target)
-    held: sql.Composable = sql.SQL("")
+    or_held, look_up = sql.Composed([]), sql.Composed([])
     if not window.full and not first_time:
-        held = sql.SQL("or exists (select from {} as held where {})").format(
-            target, _match("held", "documents", model.document)
+        or_held = sql.Composed([sql.SQL("or held.is_held")])
+        look_up = _text(_HELD).format(
+            target=target, match=_match("kept", "documents", model.document)
         )
     _run(
         connection,
@@ -511,7 +533,9 @@ def _append(
     _run(connection, sql.SQL("analyze documents"))
     change.rows_read = change.touched_keys = _run(
         connection,
-        _text(_OUTCOMES).format(document=_columns(model.document), or_held=held),
+        _text(_OUTCOMES).format(
+            document=_columns(model.document, "documents"), or_held=or_held, look_up=look_up
+        ),
     ).rowcount
     _run(connection, sql.SQL("analyze outcomes"))
     values = {

@@ -109,19 +109,65 @@ waiting as (
         (log.observed_at at time zone zones.zone)::date
 ),
 
-keys as (
-    select stream_id, kind, business_date from produced
-    union
-    select stream_id, kind, business_date from received
-    union
-    select stream_id, kind, business_date from outcomes
-    union
-    select stream_id, kind, business_date from waiting
+-- Put together by grouping, not by joins: a join with `is not distinct from` compares each day of a
+-- stream with each other (25 s for 457 streams and a year, against 1 s).
+counted as (
+    select
+        parts.stream_id,
+        parts.kind,
+        parts.business_date,
+        sum(parts.produced) as produced,
+        sum(parts.received) as received,
+        sum(parts.landed) as landed,
+        sum(parts.duplicate) as duplicate,
+        sum(parts.quarantined) as quarantined,
+        sum(parts.excluded) as excluded,
+        sum(parts.ended) as ended,
+        sum(parts.waiting) as waiting
+    from (
+        select
+            stream_id,
+            kind,
+            business_date,
+            records as produced,
+            0 as received,
+            0 as landed,
+            0 as duplicate,
+            0 as quarantined,
+            0 as excluded,
+            0 as ended,
+            0 as waiting
+        from produced
+        union all
+        select stream_id, kind, business_date, 0, records, 0, 0, 0, 0, 0, 0
+        from received
+        union all
+        select
+            stream_id,
+            kind,
+            business_date,
+            0,
+            0,
+            coalesce(landed, 0),
+            coalesce(duplicate, 0),
+            coalesce(quarantined, 0),
+            coalesce(excluded, 0),
+            records,
+            0
+        from outcomes
+        union all
+        select stream_id, kind, business_date, 0, 0, 0, 0, 0, 0, 0, records
+        from waiting
+    ) as parts
+    group by
+        parts.stream_id,
+        parts.kind,
+        parts.business_date
 ),
 
 -- Everything sealed has arrived and nothing waits unsealed. `ahead`: the hub holds more than the
 -- ledger counts, so the ledger is older than the last segments.
-streams as (
+streams as materialized (
     select
         stream.stream_id,
         stream.device_id,
@@ -140,40 +186,14 @@ streams as (
 
 facts as (
     select
-        keys.stream_id,
-        keys.kind,
-        keys.business_date,
+        counted.*,
         streams.device_id,
         streams.store_id,
         streams.settled,
-        streams.ahead,
-        coalesce(produced.records, 0) as produced,
-        coalesce(received.records, 0) as received,
-        coalesce(outcomes.landed, 0) as landed,
-        coalesce(outcomes.duplicate, 0) as duplicate,
-        coalesce(outcomes.quarantined, 0) as quarantined,
-        coalesce(outcomes.excluded, 0) as excluded,
-        coalesce(outcomes.records, 0) as ended,
-        coalesce(waiting.records, 0) as waiting
-    from keys
+        streams.ahead
+    from counted
     inner join streams
-        on keys.stream_id = streams.stream_id
-    left join produced
-        on keys.stream_id = produced.stream_id
-        and keys.kind = produced.kind
-        and keys.business_date is not distinct from produced.business_date
-    left join received
-        on keys.stream_id = received.stream_id
-        and keys.kind = received.kind
-        and keys.business_date is not distinct from received.business_date
-    left join outcomes
-        on keys.stream_id = outcomes.stream_id
-        and keys.kind = outcomes.kind
-        and keys.business_date is not distinct from outcomes.business_date
-    left join waiting
-        on keys.stream_id = waiting.stream_id
-        and keys.kind = waiting.kind
-        and keys.business_date is not distinct from waiting.business_date
+        on counted.stream_id = streams.stream_id
 ),
 
 -- A segment whose body cannot be read has no days: its records were received, and quarantined, on

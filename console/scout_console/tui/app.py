@@ -219,7 +219,8 @@ class Terminal(App[None]):
         self._status(bar, look)
 
     def _headline(self, head: views.Headline, look: Look) -> None:
-        word = Text(head.word.upper(), style=STYLES[head.tone])
+        word = Text()
+        word.append(head.word.upper(), style=STYLES[head.tone])
         if head.since is not None and look.overview.value is not None:
             since = self._clock.moment(head.since, look.overview.now)
             word.append(

@@ -29,7 +29,13 @@ class Grid(DataTable[Text]):
     """A table that shows a ``Sheet``."""
 
     def __init__(self, *, id: str) -> None:  # noqa: A002  # Textual's name for it
-        super().__init__(id=id, cursor_type="row", zebra_stripes=False, cell_padding=1)
+        super().__init__(
+            id=id,
+            cursor_type="row",
+            cell_padding=1,
+            # a failed run under the cursor stays red
+            cursor_foreground_priority="renderable",
+        )
         self._all: tuple[Line, ...] = ()
         self._shown: tuple[Line, ...] = ()
         self._names: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from scout_console import models
 from scout_console.sheets import Sheet, state, store_name
-from scout_console.values import Clock, Nothing, Said, Tone, printable
+from scout_console.values import Clock, Nothing, Said, Tone, count, printable
 from scout_console.views import Concern, Headline, TopBar, status_for
 
 Link = Callable[[str], str | None]
@@ -42,20 +42,23 @@ def table(
     """A table; the first cell of a line is its link. No more than ``most`` lines are sent."""
     if not sheet.lines:
         return f'<p class="nothing">{escape(sheet.nothing)}</p>'
-    numeric = [' class="n"' if column.numeric else "" for column in sheet.columns]
+    kinds = [
+        ' class="n"' if column.numeric else ' class="wrap"' if column.prose else ""
+        for column in sheet.columns
+    ]
     head = "".join(
         f'<th scope="col"{kind}>{escape(column.name)}</th>'
-        for column, kind in zip(sheet.columns, numeric, strict=True)
+        for column, kind in zip(sheet.columns, kinds, strict=True)
     )
     body = []
     for line in sheet.lines[:most]:
         cells = [
-            f"<td{kind}>{span(said)}</td>" for said, kind in zip(line.cells, numeric, strict=True)
+            f"<td{kind}>{span(said)}</td>" for said, kind in zip(line.cells, kinds, strict=True)
         ]
         target = link(line.key) if link else None
         if target:
             inner = span(line.cells[0])
-            cells[0] = f'<td{numeric[0]}><a href="{escape(target)}" target="_self">{inner}</a></td>'
+            cells[0] = f'<td{kinds[0]}><a href="{escape(target)}" target="_self">{inner}</a></td>'
         mark = ' class="chosen"' if chosen and line.key == chosen else ""
         body.append(f"<tr{mark}>{''.join(cells)}</tr>")
     left = len(sheet.lines) - most
@@ -185,7 +188,7 @@ def tiles(layers: Sequence[tuple[models.LayerTile, Said, Said, Said, str]]) -> s
     cells = "".join(
         f'<div class="tile"><h3>{escape(layer.layer)}</h3>'
         f'<p class="age">{span(newest)}</p><p>{span(word)}</p>'
-        f'<p class="quiet">{escape(rows.text)} rows in {layer.tables} tables</p>'
+        f'<p class="quiet">{escape(rows.text)} rows in {count(layer.tables, "tables")}</p>'
         f'<p class="quiet">{escape(target)}</p></div>'
         for layer, word, rows, newest, target in layers
     )

@@ -145,7 +145,7 @@ def pipeline(_head: Headline) -> None:
                 sheets.datasets(tables.value.tables, clock(), tables.now), "Tables by layer"
             )
         )
-    left, right = st.columns(2, gap="large")
+    left, right = st.columns([2, 3], gap="large")
     with left:
         if not _missing(quarantine, "the quarantine"):
             assert quarantine.value is not None
@@ -165,7 +165,7 @@ def pipeline(_head: Headline) -> None:
             found = errors.value.errors
             st.html(
                 markup.title("Failures", f"{count(len(found))} open")
-                + markup.table(sheets.errors(found, clock(), errors.now).narrow(1), "Failures")
+                + markup.table(sheets.errors(found, clock(), errors.now), "Failures")
             )
 
 

@@ -243,7 +243,8 @@ def test_gold_customers_walk_back_to_bronze(sold: str) -> None:
             " and attrelid = 'gold.customer_360'::regclass",
         )
     )
-    assert set(origins) == table - {"loaded_at", "xid"}
+    # a count of rows comes from no column
+    assert set(origins) == table - {"loaded_at", "xid", "lines", "stores"}
 
 
 def one_list(dsn: str, query: str) -> list[str]:
