@@ -59,7 +59,8 @@ async def test_the_first_screen_answers_the_three_questions(
     world.dark("343", 12)
     world.lose("367", 37)
     async with terminal(world, size) as (app, pilot):
-        await until(pilot, lambda: "88 (12 min old)" in text(app))
+        # what is above grows first: the last line of the headline comes last
+        await until(pilot, lambda: "newest row" in text(app) and "88 (12 min old)" in text(app))
         shown = text(app)
         assert "DEGRADED  since" in shown
         assert "7 of 8 stores online; store 343 dark for 12 min" in shown
@@ -216,6 +217,16 @@ async def test_a_large_fleet_is_a_window_that_moves(world: World) -> None:
         assert grid.chosen.key == "till-2500"
         await pilot.press("j")
         assert grid.chosen.key == "till-2501"
+        grid.go(grid.start + WINDOW - 1)
+        await pilot.press("pagedown")
+        await until(pilot, lambda: _number(grid) > 2600)
+        await pilot.press("pageup")
+        await until(pilot, lambda: _number(grid) < 2600)
+
+
+def _number(grid: Grid) -> int:
+    assert grid.chosen is not None
+    return int(grid.chosen.key.removeprefix("till-"))
 
 
 async def test_help_shows_the_keys_and_any_key_closes_it(world: World) -> None:

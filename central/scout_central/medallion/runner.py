@@ -69,6 +69,16 @@ select
     set_config('work_mem', '64MB', true),
     set_config('lock_timeout', '30s', true)
 """
+# A file that was loaded a second ago has no statistics yet, and autovacuum takes its time.
+_STALE = """
+select stats.schemaname, stats.relname
+from pg_stat_user_tables as stats
+where (
+        stats.relid = %(source)s::regclass
+        or stats.relid in (select inhrelid from pg_inherits where inhparent = %(source)s::regclass)
+    )
+    and stats.n_mod_since_analyze > 1000 + 0.2 * stats.n_live_tup
+"""
 _SUMMARIZE = """
 select brin_summarize_new_values(index.indexrelid)
 from pg_partition_tree(%s::regclass) as tree
@@ -348,6 +358,9 @@ class Runner:
         horizon = work.execute("select metadata.horizon_xid()").fetchone()
         assert horizon is not None
         window = Window(step.window.from_xid, int(horizon[0]), step.window.full)
+        for source in step.node.inputs:
+            for schema, table in work.execute(_STALE, {"source": source}).fetchall():
+                work.execute(sql.SQL("analyze {}").format(sql.Identifier(schema, table)))
         assert self._graph is not None
         change = strategies.apply(
             work,

@@ -23,7 +23,8 @@ comment on column metadata.datasets.last_status is 'blocked: an input''s step fa
 --   received = landed + duplicate + quarantined + excluded + pending
 -- `remainder` is what those differences cannot be: once everything that the device ever sealed has
 -- arrived and nothing waits unsealed, in_transit must be 0; and pending must be what really stands
--- in bronze above silver's watermark, counted there. Before that they are under way.
+-- in bronze above silver's watermark, counted there. Before that they are under way. It counts the
+-- records that nothing explains, so it is never negative.
 create view metadata.reconciliation with (security_invoker = true) as
 with zones as materialized (
     select
@@ -251,12 +252,13 @@ select
     sum(placed.undated)::bigint as undated,
     sum(placed.produced - placed.received - placed.undated)::bigint as in_transit,
     sum(placed.received - placed.ended)::bigint as pending,
+    -- Absolute, and per stream: two errors must not hide each other.
     sum(
-        placed.received - placed.ended - placed.waiting
+        abs(placed.received - placed.ended - placed.waiting)
         + case
             when placed.settled and placed.ahead
                 then greatest(placed.produced - placed.received - placed.undated, 0)
-            when placed.settled then placed.produced - placed.received - placed.undated
+            when placed.settled then abs(placed.produced - placed.received - placed.undated)
             else 0
         end
     )::bigint as remainder

@@ -15,7 +15,6 @@ from scout_shared.errors import ConfigError
 from tests.central.medallion.tills import Tills, contents, execute, line, one, rows, run, sale
 
 MODELS = model.load()
-FAN_OUT = "select count(*) from gold.customer_360"
 
 
 def changed(dataset: str, old: str, new: str) -> dict[str, model.Model]:
@@ -61,9 +60,7 @@ def test_a_join_that_fans_out_fails_before_anything_is_published(sold: str) -> N
 
 
 def test_a_select_that_gives_a_key_twice_fails_before_anything_is_published(sold: str) -> None:
-    doubled = changed(
-        "silver.product_hierarchy", "select distinct on (touched.product_id)", "select"
-    )
+    doubled = changed("silver.product_hierarchy", "limit 1", "limit 2")
     tills = Tills(sold)
     tills.upload("product_catalog", [{"product_id": "p1", "department": "B"}])
     result = Runner(sold, models=doubled).run_once()
