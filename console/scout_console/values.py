@@ -180,7 +180,7 @@ class Clock:
     def age(self, since: dt.datetime, now: dt.datetime) -> str:
         """Time from ``since`` to ``now``, as coarse as this clock is."""
         seconds = (now - since).total_seconds()
-        return "under 1 min" if self.coarse and -1 < seconds < 60 else age(seconds)
+        return "<1 min" if self.coarse and -1 < seconds < 60 else age(seconds)
 
     def ago(self, since: dt.datetime, now: dt.datetime) -> str:
         """The same, with "ago"."""

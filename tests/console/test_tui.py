@@ -65,7 +65,7 @@ async def test_the_first_screen_answers_the_three_questions(
         assert "DEGRADED  since" in shown
         assert "7 of 8 stores online; store 343 dark for 12 min" in shown
         assert "does not add up, 37 documents missing" in shown
-        assert "newest row: bronze under 1 min" in shown
+        assert "newest row: bronze <1 min" in shown
         assert "Asia/Manila, UTC+08:00" in shown
         assert "hub, database, ingest, runner ok" in shown
         assert "88 (12 min old)" in shown

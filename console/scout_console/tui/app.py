@@ -404,10 +404,8 @@ class Terminal(App[None]):
     # --- keys
 
     def _grid(self) -> Grid:
-        focused = self.focused
-        if isinstance(focused, Grid) and focused.is_on_screen:
-            return focused
-        return self.query_one(f"#{self._view}").query(Grid).first()
+        here = list(self.query_one(f"#{self._view}").query(Grid))
+        return next((grid for grid in here if grid.has_focus), here[0])
 
     def on_key(self) -> None:
         """What was told has been read."""

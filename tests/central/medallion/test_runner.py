@@ -231,7 +231,10 @@ def test_gold_customers_walk_back_to_bronze(sold: str) -> None:
     document = ("bronze.transaction_logs", "document")
     assert origins["lifetime_sales_value"] == {document}
     assert origins["last_seen_on"] == {("bronze.transaction_logs", "business_date")}
-    assert origins["age_band"] == {("bronze.demographic_data", "record")}
+    # the newest record decides: which one that is comes from the file and the line
+    assert origins["age_band"] == {
+        ("bronze.demographic_data", column) for column in ("record", "file_id", "line_number")
+    }
     assert origins["main_store_id"] == {("bronze.transaction_logs", "store_id"), document}
     table = set(
         one_list(
