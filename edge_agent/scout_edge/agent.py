@@ -190,14 +190,12 @@ async def drain(settings: EdgeSettings, timeout_seconds: float) -> int:
         TransientError: all records are there, but not yet the count of what was accepted.
     """
     with _open_buffer(settings) as buffer:
-        forwarder = _forwarder(settings, buffer, AgentMetrics(buffer))
-        forwarding = asyncio.create_task(forwarder.run(), name="forwarder")
+        sending = _forwarder(settings, buffer, AgentMetrics(buffer))
+        forwarding = asyncio.create_task(sending.run(), name="forwarder")
         try:
-            await forwarder.drain(timeout_seconds)
+            await sending.drain(timeout_seconds)
         finally:
-            forwarding.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await forwarding
+            await forwarder.stopped(forwarding)
         status = buffer.status()
         if status.ledger and not status.backlog_records:
             raise TransientError(

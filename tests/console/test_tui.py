@@ -208,6 +208,7 @@ async def test_a_large_fleet_is_a_window_that_moves(world: World) -> None:
         grid = app.query_one("#devices", Grid)
         lines = tuple(Line(f"till-{n}", (Said(str(n)), Said(f"till-{n}"))) for n in range(5000))
         grid.show(Sheet((Column("Store"), Column("Device")), lines, ""), kept=False)
+        await until(pilot, lambda: grid.has_focus)
         assert (grid.total, grid.row_count) == (5000, WINDOW)
         await pilot.press("G")
         assert grid.chosen is not None

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from scout_edge import agent as agents
 from scout_edge.buffer import Buffer
+from scout_edge.config import load
 from tests.edge_agent.hub import Hub
 from tests.edge_agent.records import ZONE, documents, readings
 from tests.harness.process import Process
@@ -162,6 +164,17 @@ async def test_drain_sends_what_a_stopped_agent_left(broker: Address, tmp_path: 
         assert (done.returncode, done.stdout) == (0, "all records are confirmed by the hub\n")
     again = json.loads(run("status", "--json", "--config", config).stdout)
     assert again["backlog_records"] == 0
+
+
+async def test_a_drain_ends_at_whatever_moment_it_is_done(broker: Address, tmp_path: Path) -> None:
+    """Its end meets the connection in any state; a cancellation that was lost hung it for ever."""
+    settings = load(write(tmp_path, broker.port), {})
+    async with Hub().running(*broker):
+        for number in range(40):
+            with Buffer(settings.buffer.path, zone=ZONE) as buffer:
+                buffer.append_documents(documents(buffer, number % 2))
+            async with asyncio.timeout(20):
+                assert await agents.drain(settings, 10) == 0
 
 
 def test_a_damaged_buffer_stops_the_start_and_is_kept(config: Path, tmp_path: Path) -> None:
