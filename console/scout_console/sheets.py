@@ -298,6 +298,7 @@ def reconciliation(rows: Sequence[models.ReconciliationRow], by: str) -> Sheet:
             Column(names[by]),
             *(() if by == "kind" else (Column("Kind", 2),)),
             Column("Produced", numeric=True),
+            Column("Not yet reported", 2, numeric=True),
             Column("In transit", 2, numeric=True),
             Column("Received", numeric=True),
             Column("Landed", numeric=True),
@@ -318,11 +319,7 @@ def _sum_line(row: models.ReconciliationRow, by: str) -> Line:
         "device": row.store_id or Nothing.UNKNOWN.value,
         "day": "unknown day" if row.business_date is None else f"{row.business_date:%Y-%m-%d}",
     }[by]
-    notes = []
-    if row.unreported:
-        notes.append(f"{count(row.unreported)} received before the device's next report")
-    if row.undated:
-        notes.append(f"{count(row.undated)} of segments whose days cannot be read")
+    undated = f"{count(row.undated)} of segments whose days cannot be read" if row.undated else ""
     key = "/".join((row.device_id or "all", row.kind, str(row.business_date)))
     remainder = (
         Said("0", Tone.GOOD, Nothing.ZERO)
@@ -338,8 +335,9 @@ def _sum_line(row: models.ReconciliationRow, by: str) -> Line:
         (
             Said(printable(name), note=row.device_id or ""),
             *(() if by == "kind" else (Said(row.kind),)),
-            Said(count(row.produced), note="; ".join(notes)),
-            counted(row.in_transit - row.unreported),
+            Said(count(row.produced), note=undated),
+            counted(row.unreported),
+            counted(row.in_transit),
             counted(row.received),
             counted(row.landed),
             counted(row.duplicate),

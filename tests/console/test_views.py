@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scout_console import views
+from scout_console import sheets, views
 from scout_console.client import DatabaseAwayError, HubAwayError, NotSignedInError
 from scout_console.values import Clock, Tone
 from tests.console.answers import NOW, device, fleet, forecast, overview, seen, sums
@@ -34,6 +34,23 @@ _FIGURES = ("landed", "duplicate", "quarantined", "excluded", "pending", "in_tra
 def test_the_equation_as_it_is_written_is_true(figures: dict[str, Any], undated: int) -> None:
     left, right = views.equation(sums(**figures, undated=undated)).split(" = ")
     assert _evaluate(left) == _evaluate(right)
+
+
+@given(st.fixed_dictionaries(dict.fromkeys(_FIGURES, _NUMBERS)))
+def test_the_table_of_the_equation_adds_up(figures: dict[str, Any]) -> None:
+    sheet = sheets.reconciliation([sums(**figures)], "kind")
+    (line,) = sheet.lines
+    shown = {
+        column.name: cell.text.replace(",", "")
+        for column, cell in zip(sheet.columns, line.cells, strict=True)
+    }
+
+    def total(*names: str) -> int:
+        return sum(int(shown[name].replace("−", "-")) for name in names)
+
+    assert total("Produced", "Not yet reported") == total("In transit", "Received")
+    assert total("Received") == total("Landed", "Duplicate", "Quarantined", "Excluded", "Pending")
+    assert total("In transit") == figures["in_transit"], "what is under way is never negative"
 
 
 def _evaluate(side: str) -> int:

@@ -309,8 +309,9 @@ def _equation_note(answer: models.Overview) -> str:
     if not answer.reconciliation:
         return ""
     return (
-        '<p class="nothing">Produced = in transit + received. Received = landed + duplicate + '
-        "quarantined + excluded + pending. A remainder other than 0 is an incident.</p>"
+        '<p class="nothing">Produced + not yet reported = in transit + received. '
+        "Received = landed + duplicate + quarantined + excluded + pending. "
+        "A remainder other than 0 is an incident.</p>"
     )
 
 
