@@ -28,7 +28,8 @@ from urllib.parse import quote
 
 import httpx
 
-from scout_console import models
+from scout_console import decoding
+from scout_shared import answers
 from scout_shared.errors import ConfigError, PermanentError, ScoutError, TransientError
 
 T = TypeVar("T")
@@ -131,25 +132,25 @@ class HubClient:
         with self._lock:
             return None if self._answered_at is None else time.monotonic() - self._answered_at
 
-    def health(self) -> models.Health:
+    def health(self) -> answers.Health:
         """How the hub is; needs no token, is not repeated, answers while the database is away."""
-        return self._get(models.Health, "/health", accept=(503,), attempts=1)
+        return self._get(answers.Health, "/health", accept=(503,), attempts=1)
 
-    def me(self) -> models.Me:
+    def me(self) -> answers.Me:
         """Whom the token stands for."""
-        return self._get(models.Me, "/me")
+        return self._get(answers.Me, "/me")
 
-    def overview(self) -> models.Overview:
+    def overview(self) -> answers.Overview:
         """Everything the first screen needs, in one request."""
-        return self._get(models.Overview, "/overview")
+        return self._get(answers.Overview, "/overview")
 
-    def fleet(self, *, status: str | None = None) -> models.Fleet:
+    def fleet(self, *, status: str | None = None) -> answers.Fleet:
         """All devices, worst first; ``status``: online, late, dark or unknown."""
-        return self._get(models.Fleet, "/fleet", status=status)
+        return self._get(answers.Fleet, "/fleet", status=status)
 
-    def device(self, device_id: str) -> models.DeviceDetail:
+    def device(self, device_id: str) -> answers.DeviceDetail:
         """One device. Raises NotFoundError."""
-        return self._get(models.DeviceDetail, f"/fleet/{_segment(device_id)}")
+        return self._get(answers.DeviceDetail, f"/fleet/{_segment(device_id)}")
 
     def runs(
         self,
@@ -158,13 +159,15 @@ class HubClient:
         status: str | None = None,
         limit: int = 50,
         cursor: str | None = None,
-    ) -> models.Runs:
+    ) -> answers.Runs:
         """Whole runs, newest first, each with its steps; ``task`` also finds runs by a step."""
-        return self._get(models.Runs, "/runs", task=task, status=status, limit=limit, cursor=cursor)
+        return self._get(
+            answers.Runs, "/runs", task=task, status=status, limit=limit, cursor=cursor
+        )
 
-    def tables(self, *, exact: bool = False) -> models.Tables:
+    def tables(self, *, exact: bool = False) -> answers.Tables:
         """All datasets; ``exact`` counts every row (seconds on big tables)."""
-        return self._get(models.Tables, "/tables", exact=exact)
+        return self._get(answers.Tables, "/tables", exact=exact)
 
     def rows(
         self,
@@ -174,7 +177,7 @@ class HubClient:
         sort: str | None = None,
         limit: int = 100,
         cursor: str | None = None,
-    ) -> models.Rows:
+    ) -> answers.Rows:
         """A page of a table.
 
         Args:
@@ -186,14 +189,14 @@ class HubClient:
             cursor: ``next_cursor`` of the page before.
         """
         page = self._get(
-            models.Rows,
+            answers.Rows,
             f"/tables/{_segment(dataset)}/rows",
             filter=list(filters) or None,
             sort=sort,
             limit=limit,
             cursor=cursor,
         )
-        return models.typed_rows(page)
+        return decoding.typed_rows(page)
 
     def all_rows(
         self,
@@ -223,10 +226,10 @@ class HubClient:
         device_id: str | None = None,
         limit: int = 1000,
         cursor: str | None = None,
-    ) -> models.Reconciliation:
+    ) -> answers.Reconciliation:
         """Where the records went; ``by``: total, device or day."""
         return self._get(
-            models.Reconciliation,
+            answers.Reconciliation,
             "/reconciliation",
             by=by,
             device_id=device_id,
@@ -242,10 +245,10 @@ class HubClient:
         state: str = "open",
         limit: int = 50,
         cursor: str | None = None,
-    ) -> models.Quarantine:
+    ) -> answers.Quarantine:
         """What was put aside: groups over all that is open, and a page of items."""
         return self._get(
-            models.Quarantine,
+            answers.Quarantine,
             "/quarantine",
             dataset=dataset,
             reason=reason,
@@ -256,28 +259,28 @@ class HubClient:
 
     def errors(
         self, *, state: str | None = "open", limit: int = 50, cursor: str | None = None
-    ) -> models.Errors:
+    ) -> answers.Errors:
         """Failures, newest first; ``state`` None: all. Open includes acknowledged."""
-        return self._get(models.Errors, "/errors", state=state, limit=limit, cursor=cursor)
+        return self._get(answers.Errors, "/errors", state=state, limit=limit, cursor=cursor)
 
-    def quality(self, *, dataset: str | None = None) -> models.Quality:
+    def quality(self, *, dataset: str | None = None) -> answers.Quality:
         """Newest quality metrics and service levels."""
-        return self._get(models.Quality, "/quality", dataset=dataset)
+        return self._get(answers.Quality, "/quality", dataset=dataset)
 
-    def lineage(self, dataset: str) -> models.Lineage:
+    def lineage(self, dataset: str) -> answers.Lineage:
         """Where a dataset comes from and goes to. Raises NotFoundError."""
-        return self._get(models.Lineage, f"/lineage/{_segment(dataset)}")
+        return self._get(answers.Lineage, f"/lineage/{_segment(dataset)}")
 
-    def row_lineage(self, dataset: str, key: Mapping[str, Any]) -> models.RowLineage:
+    def row_lineage(self, dataset: str, key: Mapping[str, Any]) -> answers.RowLineage:
         """Walk one row back to the records, segments, devices and files that it came from."""
         pairs = [f"{name}:{value}" for name, value in key.items()]
-        return self._get(models.RowLineage, "/lineage/row", dataset=dataset, key=pairs)
+        return self._get(answers.RowLineage, "/lineage/row", dataset=dataset, key=pairs)
 
     def uploads(
         self, *, dataset: str | None = None, limit: int = 50, cursor: str | None = None
-    ) -> models.Uploads:
+    ) -> answers.Uploads:
         """Files given to the hub, newest first."""
-        return self._get(models.Uploads, "/uploads", dataset=dataset, limit=limit, cursor=cursor)
+        return self._get(answers.Uploads, "/uploads", dataset=dataset, limit=limit, cursor=cursor)
 
     def upload(
         self,
@@ -286,7 +289,7 @@ class HubClient:
         *,
         name: str | None = None,
         record_type: str | None = None,
-    ) -> models.UploadResult:
+    ) -> answers.UploadResult:
         """Give a file to the hub. Safe to repeat by the caller: the same bytes load once.
 
         Args:
@@ -310,7 +313,7 @@ class HubClient:
             files={"file": (name, content, "application/octet-stream")},
             timeout=httpx.Timeout(600.0, connect=3.0),
         )
-        return self._answer(models.UploadResult, response)
+        return self._answer(answers.UploadResult, response)
 
     def _get(
         self,
@@ -360,7 +363,7 @@ class HubClient:
                 f"{self.base_url} answers {response.status_code}, but not JSON",
                 "is this the address of a Scout hub, without a proxy's log-in page before it?",
             ) from error
-        answer = models.decode(cls, value)
+        answer = decoding.decode(cls, value)
         as_of = getattr(answer, "as_of", None)
         with self._lock:
             self._answered_at = time.monotonic()

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from scout_console import models
 from scout_console.client import (
     HubAwayError,
     HubClient,
@@ -23,6 +22,7 @@ from scout_console.client import (
     NotPermittedError,
     NotSignedInError,
 )
+from scout_shared import answers
 from scout_shared.errors import ScoutError
 
 _MOST_QUESTIONS = 256
@@ -109,48 +109,48 @@ class Feed:
         self._kept: OrderedDict[object, tuple[threading.Lock, _Kept]] = OrderedDict()
         self._away: tuple[float, HubAwayError] | None = None
 
-    def me(self) -> Seen[models.Me]:
+    def me(self) -> Seen[answers.Me]:
         """Whom the token stands for."""
         return self.ask("me", self.client.me)
 
-    def overview(self) -> Seen[models.Overview]:
+    def overview(self) -> Seen[answers.Overview]:
         """The whole in one answer."""
         return self.ask("overview", self.client.overview)
 
-    def fleet(self) -> Seen[models.Fleet]:
+    def fleet(self) -> Seen[answers.Fleet]:
         """All devices."""
         return self.ask("fleet", self.client.fleet)
 
-    def device(self, device_id: str) -> Seen[models.DeviceDetail]:
+    def device(self, device_id: str) -> Seen[answers.DeviceDetail]:
         """One device."""
         return self.ask(("device", device_id), lambda: self.client.device(device_id))
 
-    def days(self, device_id: str) -> Seen[models.Reconciliation]:
+    def days(self, device_id: str) -> Seen[answers.Reconciliation]:
         """Where the records of one device went, by business day."""
         return self.ask(
             ("days", device_id),
             lambda: self.client.reconciliation(by="day", device_id=device_id, limit=_DAYS_SHOWN),
         )
 
-    def reconciliation(self) -> Seen[models.Reconciliation]:
+    def reconciliation(self) -> Seen[answers.Reconciliation]:
         """Where the records went, by device."""
         return self.ask("reconciliation", lambda: self.client.reconciliation(by="device"))
 
-    def runs(self, status: str | None = None, limit: int = 30) -> Seen[models.Runs]:
+    def runs(self, status: str | None = None, limit: int = 30) -> Seen[answers.Runs]:
         """Whole runs, newest first."""
         return self.ask(
             ("runs", status, limit), lambda: self.client.runs(status=status, limit=limit)
         )
 
-    def tables(self) -> Seen[models.Tables]:
+    def tables(self) -> Seen[answers.Tables]:
         """All datasets."""
         return self.ask("tables", self.client.tables)
 
-    def quarantine(self) -> Seen[models.Quarantine]:
+    def quarantine(self) -> Seen[answers.Quarantine]:
         """What was put aside."""
         return self.ask("quarantine", self.client.quarantine)
 
-    def errors(self) -> Seen[models.Errors]:
+    def errors(self) -> Seen[answers.Errors]:
         """Open failures."""
         return self.ask("errors", self.client.errors)
 

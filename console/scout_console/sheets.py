@@ -12,7 +12,6 @@ import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scout_console import models
 from scout_console.values import (
     EMPTY,
     UNKNOWN,
@@ -29,6 +28,7 @@ from scout_console.values import (
     size,
 )
 from scout_console.views import store
+from scout_shared import answers
 
 MARKS = {
     "online": "●",
@@ -117,7 +117,7 @@ def _since(moment: dt.datetime | None, now: dt.datetime, clock: Clock) -> Said:
 # --- fleet
 
 
-def fleet(devices: Sequence[models.Device], clock: Clock, now: dt.datetime) -> Sheet:
+def fleet(devices: Sequence[answers.Device], clock: Clock, now: dt.datetime) -> Sheet:
     """One line per device, worst first, as the hub ordered them."""
     return Sheet(
         columns=(
@@ -138,7 +138,7 @@ def fleet(devices: Sequence[models.Device], clock: Clock, now: dt.datetime) -> S
     )
 
 
-def _device_cells(d: models.Device, clock: Clock, now: dt.datetime) -> tuple[Said, ...]:
+def _device_cells(d: answers.Device, clock: Clock, now: dt.datetime) -> tuple[Said, ...]:
     told, told_age = reported(d, now)
     word = state(d.status, "never heard" if d.status == "unknown" else d.status)
     if d.lifecycle == "retired":
@@ -173,13 +173,13 @@ def _device_cells(d: models.Device, clock: Clock, now: dt.datetime) -> tuple[Sai
     )
 
 
-def reported(d: models.Device, now: dt.datetime) -> tuple[bool, float | None]:
+def reported(d: answers.Device, now: dt.datetime) -> tuple[bool, float | None]:
     """Whether what the device said of itself is stale, and how old it is."""
     told_age = None if d.hello_received_at is None else (now - d.hello_received_at).total_seconds()
     return d.status in ("dark", "late", "unknown"), told_age
 
 
-def skew(d: models.Device) -> Said:
+def skew(d: answers.Device) -> Said:
     """How far the device's clock is off; more than 2 s is worth a look."""
     if d.clock_skew_seconds is None:
         return UNKNOWN
@@ -193,7 +193,7 @@ def skew(d: models.Device) -> Said:
 
 
 def device_facts(
-    detail: models.DeviceDetail, clock: Clock, now: dt.datetime
+    detail: answers.DeviceDetail, clock: Clock, now: dt.datetime
 ) -> tuple[tuple[str, Said], ...]:
     """What is known of one device, name by name."""
     d = detail.device
@@ -220,7 +220,7 @@ def device_facts(
     )
 
 
-def streams(detail: models.DeviceDetail, clock: Clock, now: dt.datetime) -> Sheet:
+def streams(detail: answers.DeviceDetail, clock: Clock, now: dt.datetime) -> Sheet:
     """One line per buffer file of a device, the newest first."""
     return Sheet(
         columns=(
@@ -251,7 +251,7 @@ def streams(detail: models.DeviceDetail, clock: Clock, now: dt.datetime) -> Shee
     )
 
 
-def readings(detail: models.DeviceDetail, clock: Clock, now: dt.datetime) -> Sheet:
+def readings(detail: answers.DeviceDetail, clock: Clock, now: dt.datetime) -> Sheet:
     """The latest value of each metric, grey when the device is not online."""
     told, _ = reported(detail.device, now)
     return Sheet(
@@ -290,7 +290,7 @@ def figure(value: float) -> str:
 # --- does everything add up
 
 
-def reconciliation(rows: Sequence[models.ReconciliationRow], by: str) -> Sheet:
+def reconciliation(rows: Sequence[answers.ReconciliationRow], by: str) -> Sheet:
     """The equation, a line per kind (``by`` kind), device or business day."""
     names = {"kind": "Records", "device": "Store", "day": "Business day"}
     return Sheet(
@@ -313,7 +313,7 @@ def reconciliation(rows: Sequence[models.ReconciliationRow], by: str) -> Sheet:
     )
 
 
-def _sum_line(row: models.ReconciliationRow, by: str) -> Line:
+def _sum_line(row: answers.ReconciliationRow, by: str) -> Line:
     name = {
         "kind": row.kind,
         "device": row.store_id or Nothing.UNKNOWN.value,
@@ -352,7 +352,7 @@ def _sum_line(row: models.ReconciliationRow, by: str) -> Line:
 # --- pipeline
 
 
-def runs(found: Sequence[models.Run], clock: Clock, now: dt.datetime) -> Sheet:
+def runs(found: Sequence[answers.Run], clock: Clock, now: dt.datetime) -> Sheet:
     """One line per whole run, newest first."""
     return Sheet(
         columns=(
@@ -372,7 +372,7 @@ def runs(found: Sequence[models.Run], clock: Clock, now: dt.datetime) -> Sheet:
     )
 
 
-def steps(run: models.Run, clock: Clock, now: dt.datetime) -> Sheet:
+def steps(run: answers.Run, clock: Clock, now: dt.datetime) -> Sheet:
     """The steps of a run in the order they started; each is a table that was brought up to date."""
     whole = runs(run.steps, clock, now)
     kept = [i for i, column in enumerate(whole.columns) if column.name not in ("Steps", "Trigger")]
@@ -389,7 +389,7 @@ def steps(run: models.Run, clock: Clock, now: dt.datetime) -> Sheet:
     )
 
 
-def _run_cells(run: models.Run, clock: Clock, now: dt.datetime) -> tuple[Said, ...]:
+def _run_cells(run: answers.Run, clock: Clock, now: dt.datetime) -> tuple[Said, ...]:
     done = sum(step.status == "completed" for step in run.steps)
     bad = any(step.status in ("failed", "lost") for step in run.steps)
     took = run.duration_seconds
@@ -411,7 +411,7 @@ def _run_cells(run: models.Run, clock: Clock, now: dt.datetime) -> tuple[Said, .
     )
 
 
-def datasets(tables: Sequence[models.Table], clock: Clock, now: dt.datetime) -> Sheet:
+def datasets(tables: Sequence[answers.Table], clock: Clock, now: dt.datetime) -> Sheet:
     """One line per dataset, bronze to platinum: rows, age, service level, last run."""
     return Sheet(
         columns=(
@@ -429,7 +429,7 @@ def datasets(tables: Sequence[models.Table], clock: Clock, now: dt.datetime) -> 
     )
 
 
-def _dataset_cells(t: models.Table, clock: Clock, now: dt.datetime) -> tuple[Said, ...]:
+def _dataset_cells(t: answers.Table, clock: Clock, now: dt.datetime) -> tuple[Said, ...]:
     freshness = next((s for s in t.slas if s.sla_type == "freshness"), None)
     newest = (
         EMPTY
@@ -483,7 +483,7 @@ def row_count(rows: int | None, *, exact: bool) -> Said:
     return Said(f"≈ {count(rows)}", note="an estimate of PostgreSQL's statistics")
 
 
-def quarantine(groups: Sequence[models.QuarantineGroup], clock: Clock, now: dt.datetime) -> Sheet:
+def quarantine(groups: Sequence[answers.QuarantineGroup], clock: Clock, now: dt.datetime) -> Sheet:
     """Open quarantine by dataset and reason, newest first."""
     return Sheet(
         columns=(
@@ -515,7 +515,7 @@ def quarantine(groups: Sequence[models.QuarantineGroup], clock: Clock, now: dt.d
     )
 
 
-def errors(found: Sequence[models.ErrorItem], clock: Clock, now: dt.datetime) -> Sheet:
+def errors(found: Sequence[answers.ErrorItem], clock: Clock, now: dt.datetime) -> Sheet:
     """Open failures with their state, newest first."""
     return Sheet(
         columns=(
@@ -547,15 +547,15 @@ def errors(found: Sequence[models.ErrorItem], clock: Clock, now: dt.datetime) ->
     )
 
 
-def store_name(device: models.Device) -> str:
+def store_name(device: answers.Device) -> str:
     """``Store 343``: as a title."""
     name = printable(store(device))
     return name[:1].upper() + name[1:]
 
 
 def layers(
-    tiles: Sequence[models.LayerTile], clock: Clock, now: dt.datetime
-) -> tuple[tuple[models.LayerTile, Said, Said, Said, str], ...]:
+    tiles: Sequence[answers.LayerTile], clock: Clock, now: dt.datetime
+) -> tuple[tuple[answers.LayerTile, Said, Said, Said, str], ...]:
     """Each layer with its state, rows, age of the newest row, and the service level in words."""
     return tuple(
         (
@@ -575,7 +575,7 @@ def layers(
     )
 
 
-def _target(sla: models.Sla | None) -> str:
+def _target(sla: answers.Sla | None) -> str:
     if sla is None:
         return "no target set"
     goal = (

@@ -11,10 +11,10 @@ import datetime as dt
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from scout_console import models
 from scout_console.client import DatabaseAwayError, HubAwayError
 from scout_console.feed import Seen
 from scout_console.values import Clock, Tone, age, count, printable, ratio, singular
+from scout_shared import answers
 from scout_shared.errors import ScoutError
 
 WORDS = ("ok", "degraded", "down", "hub away")
@@ -70,9 +70,9 @@ class Headline:
 
 
 def headline(
-    overview: Seen[models.Overview],
-    fleet: Seen[models.Fleet],
-    tables: Seen[models.Tables],
+    overview: Seen[answers.Overview],
+    fleet: Seen[answers.Fleet],
+    tables: Seen[answers.Tables],
     clock: Clock,
 ) -> Headline:
     """The status of everything in one word and one sentence. Worst wins, failure to ask included.
@@ -161,9 +161,9 @@ def _told(failure: ScoutError, advice: str) -> str:
 
 
 def concerns(
-    overview: models.Overview,
-    fleet: models.Fleet | None,
-    tables: models.Tables | None,
+    overview: answers.Overview,
+    fleet: answers.Fleet | None,
+    tables: answers.Tables | None,
     now: dt.datetime,
 ) -> list[Concern]:
     """Everything that deserves a look: incidents first, of those the sums, then the longest."""
@@ -213,7 +213,7 @@ def concerns(
 
 
 def _about_devices(
-    devices: Sequence[models.Device], status: str, tone: Tone, now: dt.datetime
+    devices: Sequence[answers.Device], status: str, tone: Tone, now: dt.datetime
 ) -> list[Concern]:
     those = sorted(
         (d for d in devices if d.status == status and d.lifecycle != "retired"),
@@ -229,7 +229,7 @@ def _about_devices(
     return found
 
 
-def _about_tables(tables: Sequence[models.Table]) -> list[Concern]:
+def _about_tables(tables: Sequence[answers.Table]) -> list[Concern]:
     found = []
     for table in tables:
         run = table.last_run
@@ -259,13 +259,13 @@ def _about_tables(tables: Sequence[models.Table]) -> list[Concern]:
     ]
 
 
-def store(device: models.Device) -> str:
+def store(device: answers.Device) -> str:
     """``store 343``; an id that already says so stays as it is."""
     name = device.store_id
     return name if name.lower().startswith("store") else f"store {name}"
 
 
-def status_for(device: models.Device, now: dt.datetime) -> str:
+def status_for(device: answers.Device, now: dt.datetime) -> str:
     """``dark for 12 min``; without a since, the word alone."""
     if device.status == "unknown":
         return "never heard"
@@ -274,13 +274,13 @@ def status_for(device: models.Device, now: dt.datetime) -> str:
     return f"{device.status} for {age((now - device.since).total_seconds())}"
 
 
-def fleet_sentence(fleet: models.Fleet, now: dt.datetime) -> str:
+def fleet_sentence(fleet: answers.Fleet, now: dt.datetime) -> str:
     """``7 of 8 stores online; store 343 dark for 12 min``. A store is as its worst device is."""
     devices = [d for d in fleet.devices if d.lifecycle != "retired"]
     if not devices:
         return "no store has reported yet"
     order = ("dark", "late", "unknown", "online")
-    stores: dict[str, models.Device] = {}
+    stores: dict[str, answers.Device] = {}
     for device in sorted(devices, key=lambda d: (order.index(d.status), d.since or now)):
         stores.setdefault(device.store_id, device)
     ranked = list(stores.values())
@@ -303,7 +303,7 @@ def fleet_sentence(fleet: models.Fleet, now: dt.datetime) -> str:
     return printable("; ".join(parts))
 
 
-def counts_sentence(fleet: models.FleetCounts) -> str:
+def counts_sentence(fleet: answers.FleetCounts) -> str:
     """The same from counts alone: for who may not see the devices, or has no answer about them."""
     if not fleet.devices:
         return "no store has reported yet"
@@ -320,7 +320,7 @@ def counts_sentence(fleet: models.FleetCounts) -> str:
     return ", ".join(parts)
 
 
-def ages_sentence(layers: Sequence[models.LayerTile], clock: Clock, now: dt.datetime) -> str:
+def ages_sentence(layers: Sequence[answers.LayerTile], clock: Clock, now: dt.datetime) -> str:
     """``newest row: bronze 8 s, silver 12 s, gold 14 s, platinum 3 min ago``."""
     known = [
         f"{tile.layer} {clock.age(tile.newest_at, now)}"
@@ -346,7 +346,7 @@ class Term:
     meaning: str
 
 
-def produced_side(row: models.ReconciliationRow) -> tuple[Term, ...]:
+def produced_side(row: answers.ReconciliationRow) -> tuple[Term, ...]:
     """Left of the equals sign: what the devices accepted."""
     terms = [Term(row.produced, "produced", "accepted by the devices, as they report it")]
     if row.unreported:
@@ -356,7 +356,7 @@ def produced_side(row: models.ReconciliationRow) -> tuple[Term, ...]:
     return tuple(terms)
 
 
-def outcome_side(row: models.ReconciliationRow) -> tuple[Term, ...]:
+def outcome_side(row: answers.ReconciliationRow) -> tuple[Term, ...]:
     """Right of it: what became of them. What is under way is shown only while something is."""
     terms = [
         Term(row.landed, "landed", "in silver"),
@@ -374,14 +374,14 @@ def outcome_side(row: models.ReconciliationRow) -> tuple[Term, ...]:
     return tuple(terms)
 
 
-def equation(row: models.ReconciliationRow) -> str:
+def equation(row: answers.ReconciliationRow) -> str:
     """``15,212 produced = 15,212 landed + 0 duplicate + 0 quarantined + 0 excluded``."""
     left, right = produced_side(row), outcome_side(row)
     sign = "=" if contradiction(row) == 0 else "≠"
     return f"{_sum(left)} {sign} {_sum(right)}"
 
 
-def contradiction(row: models.ReconciliationRow) -> int:
+def contradiction(row: answers.ReconciliationRow) -> int:
     """Left minus right: 0 unless the hub's own figures contradict each other."""
     return sum(t.number for t in produced_side(row)) - sum(t.number for t in outcome_side(row))
 
@@ -393,13 +393,13 @@ def _sum(terms: Sequence[Term]) -> str:
     return text
 
 
-def total(rows: Sequence[models.ReconciliationRow]) -> models.ReconciliationRow:
+def total(rows: Sequence[answers.ReconciliationRow]) -> answers.ReconciliationRow:
     """All kinds of records together; at least one row."""
 
     def add(name: str) -> int:
         return sum(int(getattr(row, name)) for row in rows)
 
-    return models.ReconciliationRow(
+    return answers.ReconciliationRow(
         kind="records",
         device_id=None,
         store_id=None,
@@ -419,7 +419,7 @@ def total(rows: Sequence[models.ReconciliationRow]) -> models.ReconciliationRow:
     )
 
 
-def sums_sentence(rows: Sequence[models.ReconciliationRow]) -> str:
+def sums_sentence(rows: Sequence[answers.ReconciliationRow]) -> str:
     """``everything adds up: 15,212 produced = …``, or what is amiss."""
     if not rows:
         return "no records yet"
@@ -432,7 +432,7 @@ def sums_sentence(rows: Sequence[models.ReconciliationRow]) -> str:
     return f"everything adds up: {equation(together)}"
 
 
-def sums_verdict(rows: Sequence[models.ReconciliationRow]) -> tuple[str, Tone]:
+def sums_verdict(rows: Sequence[answers.ReconciliationRow]) -> tuple[str, Tone]:
     """The answer to "does everything add up" in a few words."""
     if not rows:
         return "no records yet", Tone.QUIET
@@ -448,7 +448,7 @@ def sums_verdict(rows: Sequence[models.ReconciliationRow]) -> tuple[str, Tone]:
     return "Yes: every record is accounted for", Tone.GOOD
 
 
-def _amiss(row: models.ReconciliationRow) -> str:
+def _amiss(row: answers.ReconciliationRow) -> str:
     if row.remainder > 0:
         return f"{_of_kind(row.remainder, row.kind)} missing"
     if row.remainder < 0:
@@ -463,7 +463,7 @@ def _of_kind(number: int, kind: str) -> str:
 # --- forecasts, top bar
 
 
-def forecast_label(forecast: models.ForecastStatus) -> tuple[str, Tone]:
+def forecast_label(forecast: answers.ForecastStatus) -> tuple[str, Tone]:
     """What stands beside every forecast: a fallback says that it is one.
 
     ``seasonal naive baseline, not a trained model; median WAPE 0.21, from 8 weeks of sales``.
@@ -500,8 +500,8 @@ class TopBar:
 def top_bar(
     environment: str,
     clock: Clock,
-    me: Seen[models.Me],
-    newest: Seen[models.Overview],
+    me: Seen[answers.Me],
+    newest: Seen[answers.Overview],
 ) -> TopBar:
     """Environment, zone with offset, age, role."""
     now = newest.now if newest.value is not None else dt.datetime.now(dt.UTC)
@@ -530,7 +530,7 @@ def top_bar(
     )
 
 
-def components_line(overview: models.Overview) -> list[tuple[str, str, Tone]]:
+def components_line(overview: answers.Overview) -> list[tuple[str, str, Tone]]:
     """Name, word and tone of each part of the hub."""
     tones = {"ok": Tone.GOOD, "degraded": Tone.WARN, "down": Tone.BAD}
     return [

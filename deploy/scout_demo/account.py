@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scout_console import models
+from scout_shared import answers
 
 TABLES = (
     "bronze.transaction_logs",
@@ -62,7 +62,7 @@ class Account:
     """The closing account; ``missing`` is empty when nothing is missing."""
 
     sold: Sold
-    equation: tuple[models.ReconciliationRow, ...]
+    equation: tuple[answers.ReconciliationRow, ...]
     tables: tuple[TableLine, ...]
     silver_lines: int | None
     quarantined_lines: int
@@ -90,11 +90,11 @@ class Account:
         }
 
 
-def _counts(row: models.ReconciliationRow) -> dict[str, int]:
+def _counts(row: answers.ReconciliationRow) -> dict[str, int]:
     return {k: v for k, v in dataclasses.asdict(row).items() if type(v) is int}
 
 
-def equation(row: models.ReconciliationRow) -> str:
+def equation(row: answers.ReconciliationRow) -> str:
     """The reconciliation of one kind of record in one line."""
     unreported = f" + unreported {row.unreported:,}" if row.unreported else ""
     return (
@@ -105,7 +105,7 @@ def equation(row: models.ReconciliationRow) -> str:
     )
 
 
-def settled(row: models.ReconciliationRow) -> bool:
+def settled(row: answers.ReconciliationRow) -> bool:
     """Whether nothing of this kind is under way."""
     return not (row.unreported or row.in_transit or row.pending or row.remainder)
 
@@ -114,9 +114,9 @@ def close(
     *,
     sold: Sold,
     history_days: int,
-    reconciliation: models.Reconciliation,
-    tables: models.Tables,
-    quarantined: Iterable[models.QuarantineGroup],
+    reconciliation: answers.Reconciliation,
+    tables: answers.Tables,
+    quarantined: Iterable[answers.QuarantineGroup],
     files: Sequence[tuple[str, int, int]],
 ) -> Account:
     """The closing account.
@@ -169,7 +169,7 @@ def close(
     )
 
 
-def _table_line(name: str, table: models.Table | None, history_days: int) -> TableLine:
+def _table_line(name: str, table: answers.Table | None, history_days: int) -> TableLine:
     rows, age = (table.rows, table.age_seconds) if table else (None, None)
     why = ""
     if name == FORECASTS and rows == 0 and history_days < FORECAST_DAYS:

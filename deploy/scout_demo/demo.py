@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from scout_console import models
 from scout_console.client import HubClient
 from scout_demo import account, journey
 from scout_demo.account import Account
@@ -27,6 +26,7 @@ from scout_demo.stores import Stores, sold_ever
 from scout_demo.supervisor import Supervisor
 from scout_demo.till import Pace
 from scout_demo.view import Picture, View
+from scout_shared import answers
 from scout_shared.errors import PermanentError, ScoutError, TransientError
 
 _TICK_SECONDS = 0.1
@@ -322,7 +322,7 @@ class Hub(threading.Thread):
     def __init__(self, url: str, token: str, plan: tuple[str, ...], stop: threading.Event) -> None:
         super().__init__(name="hub", daemon=True)
         self.client = HubClient(url, token)
-        self.reconciliation: models.Reconciliation | None = None
+        self.reconciliation: answers.Reconciliation | None = None
         self.failure: ScoutError | None = None
         self.ask_plan = False
         """Set when the account is settled: from then on the plan is asked for."""

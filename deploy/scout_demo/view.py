@@ -19,8 +19,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from scout_console import models
 from scout_demo import account
+from scout_shared import answers
 
 _PLAIN_SECONDS = 5.0
 _MESSAGES = 6
@@ -55,7 +55,7 @@ class Picture:
     stores: int
     files_loaded: int
     files: int
-    equation: tuple[models.ReconciliationRow, ...]
+    equation: tuple[answers.ReconciliationRow, ...]
     """Empty: the hub has not said yet."""
     hub_silence_seconds: float | None
     """Since the hub last answered; None: it never did."""
@@ -64,7 +64,7 @@ class Picture:
     restarts: int
 
     @property
-    def documents(self) -> models.ReconciliationRow | None:
+    def documents(self) -> answers.ReconciliationRow | None:
         """The documents' row of the equation."""
         return next((row for row in self.equation if row.kind == "documents"), None)
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from scout_console import models
 from scout_console.feed import Seen
+from scout_shared import answers
 from scout_shared.errors import ScoutError
 
 NOW = dt.datetime(2026, 11, 23, 6, 3, 7, tzinfo=dt.UTC)
 """14:03:07 in Manila."""
 
 
-def device(store_id: str = "343", status: str = "online", **given: Any) -> models.Device:
+def device(store_id: str = "343", status: str = "online", **given: Any) -> answers.Device:
     values: dict[str, Any] = {
         "device_id": f"till-{store_id}",
         "store_id": store_id,
@@ -33,14 +33,14 @@ def device(store_id: str = "343", status: str = "online", **given: Any) -> model
         "clock_synced": True,
         "quarantine_open": 0,
     }
-    return models.Device(**{**values, **given})
+    return answers.Device(**{**values, **given})
 
 
-def fleet(*devices: models.Device) -> models.Fleet:
+def fleet(*devices: answers.Device) -> answers.Fleet:
     words = [d.status for d in devices if d.lifecycle != "retired"]
-    return models.Fleet(
+    return answers.Fleet(
         as_of=NOW,
-        counts=models.FleetCounts(
+        counts=answers.FleetCounts(
             devices=len(words),
             online=words.count("online"),
             late=words.count("late"),
@@ -52,7 +52,7 @@ def fleet(*devices: models.Device) -> models.Fleet:
     )
 
 
-def sums(kind: str = "documents", **given: Any) -> models.ReconciliationRow:
+def sums(kind: str = "documents", **given: Any) -> answers.ReconciliationRow:
     """A row whose figures obey the hub's two identities, unless ``given`` breaks them."""
     parts = {
         name: given.get(name, 0)
@@ -79,10 +79,10 @@ def sums(kind: str = "documents", **given: Any) -> models.ReconciliationRow:
         "adds_up": parts["remainder"] == 0,
         **parts,
     }
-    return models.ReconciliationRow(**{**values, **given})
+    return answers.ReconciliationRow(**{**values, **given})
 
 
-def forecast(**given: Any) -> models.ForecastStatus:
+def forecast(**given: Any) -> answers.ForecastStatus:
     values: dict[str, Any] = {
         "status": "baseline",
         "label": "",
@@ -96,10 +96,10 @@ def forecast(**given: Any) -> models.ForecastStatus:
         "coverage_ratio": 0.8,
         "loaded_at": NOW,
     }
-    return models.ForecastStatus(**{**values, **given})
+    return answers.ForecastStatus(**{**values, **given})
 
 
-def overview(**given: Any) -> models.Overview:
+def overview(**given: Any) -> answers.Overview:
     values: dict[str, Any] = {
         "as_of": NOW,
         "status": "ok",
@@ -117,7 +117,7 @@ def overview(**given: Any) -> models.Overview:
         "forecast": forecast(),
         "components": (),
     }
-    return models.Overview(**{**values, **given})
+    return answers.Overview(**{**values, **given})
 
 
 def seen(value: Any, *, age_seconds: float = 0.0, failure: ScoutError | None = None) -> Seen[Any]:

@@ -21,13 +21,13 @@ from prometheus_client import (
 )
 
 from scout_central.api import datasets, failures, files, fleet, origins, overview, pipeline
-from scout_central.api.answers import Failure
 from scout_central.api.auth import FleetViewer, TokenBook
 from scout_central.api.reading import Door
 from scout_central.config import Settings, Token
 from scout_central.storage import FileStore
 from scout_central.uploads import Limits, UploadDoor
 from scout_shared import __version__, logs
+from scout_shared.answers import Failure
 
 log = logs.get("api")
 

@@ -16,11 +16,11 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.types import UserDefinedType
 
 from scout_central.api import paging, statements
-from scout_central.api.answers import Column, Rows, Run, Sla, Table, Tables
 from scout_central.api.auth import Viewer
 from scout_central.api.failures import RefusalError
 from scout_central.api.reading import Door, Reader, Row
 from scout_central.api.status import seconds, table_status
+from scout_shared.answers import Column, Rows, Run, Sla, Table, Tables
 
 router = APIRouter(tags=["datasets"])
 

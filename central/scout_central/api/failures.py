@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -19,9 +20,9 @@ from psycopg_pool import PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from scout_central.api.answers import Failure
 from scout_central.database import translate
 from scout_shared import logs
+from scout_shared.answers import Failure
 from scout_shared.errors import ConfigError, PermanentError, ScoutError, TransientError
 
 log = logs.get("api")
@@ -46,7 +47,7 @@ def answer(
 ) -> JSONResponse:
     """A failure as a response."""
     body = Failure(error=error, message=message, hint=hint)
-    return JSONResponse(body.model_dump(), status_code=status, headers=headers)
+    return JSONResponse(dataclasses.asdict(body), status_code=status, headers=headers)
 
 
 def database_away(message: str) -> JSONResponse:

@@ -14,11 +14,11 @@ from starlette.datastructures import UploadFile
 from starlette.types import Message, Receive
 
 from scout_central.api import paging, statements
-from scout_central.api.answers import Reject, Upload, UploadResult, Uploads
 from scout_central.api.auth import Uploader, UploadViewer
 from scout_central.api.failures import RefusalError
 from scout_central.api.reading import Door
 from scout_central.uploads import DATASETS, Receipt, UploadDoor, UploadError
+from scout_shared.answers import Reject, Upload, UploadResult, Uploads
 
 router = APIRouter(tags=["files"])
 

@@ -8,7 +8,10 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 
 from scout_central.api import paging, statements, status
-from scout_central.api.answers import (
+from scout_central.api.auth import Viewer
+from scout_central.api.failures import RefusalError
+from scout_central.api.reading import Door, Reader, Row
+from scout_shared.answers import (
     Device,
     DeviceDetail,
     Fleet,
@@ -17,9 +20,6 @@ from scout_central.api.answers import (
     ReconciliationRow,
     Stream,
 )
-from scout_central.api.auth import Viewer
-from scout_central.api.failures import RefusalError
-from scout_central.api.reading import Door, Reader, Row
 
 router = APIRouter(tags=["fleet"])
 

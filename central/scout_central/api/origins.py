@@ -13,11 +13,11 @@ from fastapi import APIRouter, Query, Request
 from psycopg import sql
 
 from scout_central.api import statements
-from scout_central.api.answers import Origin, RowLineage
 from scout_central.api.auth import Viewer
 from scout_central.api.datasets import describe
 from scout_central.api.failures import RefusalError
 from scout_central.api.reading import Door, Reader, Row
+from scout_shared.answers import Origin, RowLineage
 
 router = APIRouter(tags=["pipeline"])
 

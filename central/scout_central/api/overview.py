@@ -9,11 +9,11 @@ from fastapi import APIRouter, Request, Response
 from psycopg_pool import PoolTimeout
 
 from scout_central.api import statements, status
-from scout_central.api.answers import Health, Me, Overview, ReconciliationRow
 from scout_central.api.auth import HUB, Anybody, Viewer
 from scout_central.api.datasets import tables
 from scout_central.api.fleet import reconciled
 from scout_central.api.reading import Door
+from scout_shared.answers import Health, Me, Overview, ReconciliationRow
 from scout_shared.errors import ScoutError
 
 router = APIRouter(tags=["hub"])

@@ -7,7 +7,10 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 
 from scout_central.api import paging, statements
-from scout_central.api.answers import (
+from scout_central.api.auth import Viewer
+from scout_central.api.failures import RefusalError
+from scout_central.api.reading import Door, Row
+from scout_shared.answers import (
     ErrorItem,
     Errors,
     Lineage,
@@ -21,9 +24,6 @@ from scout_central.api.answers import (
     Runs,
     Sla,
 )
-from scout_central.api.auth import Viewer
-from scout_central.api.failures import RefusalError
-from scout_central.api.reading import Door, Row
 
 router = APIRouter(tags=["pipeline"])
 

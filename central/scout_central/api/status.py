@@ -8,7 +8,8 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterable, Sequence
 
-from scout_central.api.answers import (
+from scout_central.api.reading import Row
+from scout_shared.answers import (
     Component,
     FleetCounts,
     ForecastStatus,
@@ -18,7 +19,6 @@ from scout_central.api.answers import (
     Sla,
     Table,
 )
-from scout_central.api.reading import Row
 
 LAYERS = ("bronze", "silver", "gold", "platinum")
 WORST_FIRST = ("failed", "stale", "unknown", "empty", "ok")

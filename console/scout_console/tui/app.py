@@ -19,11 +19,12 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import ContentSwitcher, Input, Static
 
-from scout_console import models, sheets, views
+from scout_console import sheets, views
 from scout_console.feed import Feed, Seen
 from scout_console.sheets import Sheet
 from scout_console.tui.grid import STYLES, Grid
 from scout_console.values import Clock, Nothing, Said, Tone, age, count, printable
+from scout_shared import answers
 
 VIEWS = ("overview", "fleet", "runs", "quarantine", "tables")
 _FAULTS = ("dark", "late", "unknown", "failed", "lost", "stale")
@@ -52,14 +53,14 @@ Any key closes this page."""
 class Look:
     """One look at the hub."""
 
-    me: Seen[models.Me]
-    overview: Seen[models.Overview]
-    fleet: Seen[models.Fleet]
-    runs: Seen[models.Runs]
-    tables: Seen[models.Tables]
-    quarantine: Seen[models.Quarantine] | None
+    me: Seen[answers.Me]
+    overview: Seen[answers.Overview]
+    fleet: Seen[answers.Fleet]
+    runs: Seen[answers.Runs]
+    tables: Seen[answers.Tables]
+    quarantine: Seen[answers.Quarantine] | None
     """None: the view that needs it is not open."""
-    device: Seen[models.DeviceDetail] | None
+    device: Seen[answers.DeviceDetail] | None
 
 
 class Help(ModalScreen[None]):
@@ -311,7 +312,7 @@ class Terminal(App[None]):
         found = [r for r in seen.value.runs if not self._faults or r.status in _FAULTS]
         self._sheet(grid, sheets.runs(found, self._clock, seen.now), seen, quiet=not nothing)
 
-    def _chosen_run(self, look: Look) -> models.Run | None:
+    def _chosen_run(self, look: Look) -> answers.Run | None:
         chosen = self.query_one("#all-runs", Grid).chosen
         if chosen is None or look.runs.value is None:
             return None
@@ -357,11 +358,11 @@ class Terminal(App[None]):
         self,
         grid: str,
         sheet: Sheet,
-        seen: Seen[models.Fleet]
-        | Seen[models.Runs]
-        | Seen[models.Tables]
-        | Seen[models.Quarantine]
-        | Seen[models.DeviceDetail],
+        seen: Seen[answers.Fleet]
+        | Seen[answers.Runs]
+        | Seen[answers.Tables]
+        | Seen[answers.Quarantine]
+        | Seen[answers.DeviceDetail],
         *,
         quiet: bool = False,
     ) -> None:
@@ -376,11 +377,11 @@ class Terminal(App[None]):
         self,
         grid: str,
         what: str,
-        seen: Seen[models.Fleet]
-        | Seen[models.Runs]
-        | Seen[models.Tables]
-        | Seen[models.Quarantine]
-        | Seen[models.DeviceDetail],
+        seen: Seen[answers.Fleet]
+        | Seen[answers.Runs]
+        | Seen[answers.Tables]
+        | Seen[answers.Quarantine]
+        | Seen[answers.DeviceDetail],
     ) -> None:
         self.query_one(f"#{grid}", Grid).show(Sheet((), (), ""), kept=True)
         nothing = Nothing.NO_PERMISSION if seen.forbidden else Nothing.SOURCE_DOWN

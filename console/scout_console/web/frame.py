@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
-from scout_console import config, models, views
+from scout_console import config, views
 from scout_console.client import HubClient
 from scout_console.feed import Feed, Seen
 from scout_console.values import Clock, age
 from scout_console.views import Headline
 from scout_console.web import markup
+from scout_shared import answers
 
 _OFFERED = "scout_pages"
 _TURN = "scout_turn"
@@ -66,7 +67,7 @@ def page(draw: Callable[[Headline], None]) -> Callable[[], None]:
     return run
 
 
-def top() -> tuple[Headline, Seen[models.Overview]]:
+def top() -> tuple[Headline, Seen[answers.Overview]]:
     """Draw the top bar and the headline."""
     turn = st.session_state.get(_TURN, 0) + 1
     st.session_state[_TURN] = turn
@@ -86,7 +87,7 @@ def top() -> tuple[Headline, Seen[models.Overview]]:
     return head, overview
 
 
-def since(head: Headline, overview: Seen[models.Overview]) -> str:
+def since(head: Headline, overview: Seen[answers.Overview]) -> str:
     """``since 14:03, 12 min``; for an answer that was kept, when it was given."""
     if head.since is None or overview.value is None:
         return ""

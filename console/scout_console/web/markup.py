@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from urllib.parse import quote
 
-from scout_console import models
 from scout_console.sheets import Sheet, state, store_name
 from scout_console.values import Clock, Nothing, Said, Tone, count, printable
 from scout_console.views import Concern, Headline, TopBar, status_for
+from scout_shared import answers
 
 Link = Callable[[str], str | None]
 
@@ -140,7 +140,7 @@ def gone(turn: int, refresh_seconds: float) -> str:
     )
 
 
-def stores(devices: Sequence[models.Device], now: dt.datetime, link: Link) -> str:
+def stores(devices: Sequence[answers.Device], now: dt.datetime, link: Link) -> str:
     """Every device as a small field: store, state, for how long."""
     fields = []
     for device in devices:
@@ -183,7 +183,7 @@ def parts(found: Sequence[tuple[str, str, Tone]], version: str) -> str:
     )
 
 
-def tiles(layers: Sequence[tuple[models.LayerTile, Said, Said, Said, str]]) -> str:
+def tiles(layers: Sequence[tuple[answers.LayerTile, Said, Said, Said, str]]) -> str:
     """Layers from raw to published: state, rows, age, target."""
     cells = "".join(
         f'<div class="tile"><h3>{escape(layer.layer)}</h3>'

@@ -12,12 +12,13 @@ from urllib.parse import quote
 import altair
 import streamlit as st
 
-from scout_console import models, sheets, views
+from scout_console import sheets, views
 from scout_console.feed import Seen
 from scout_console.values import Nothing, Said, Tone, count, printable
 from scout_console.views import Headline
 from scout_console.web import markup
 from scout_console.web.frame import clock, feed
+from scout_shared import answers
 
 STATES = ("dark", "late", "unknown", "online")
 RUN_STATES = ("running", "completed", "failed", "cancelled")
@@ -169,7 +170,7 @@ def pipeline(_head: Headline) -> None:
             )
 
 
-def _runs(seen: Seen[models.Runs], wanted: str | None) -> None:
+def _runs(seen: Seen[answers.Runs], wanted: str | None) -> None:
     assert seen.value is not None
     found = {run.run_id: run for run in seen.value.runs}
     sheet = sheets.runs(list(found.values()), clock(), seen.now)
@@ -199,11 +200,11 @@ def _runs(seen: Seen[models.Runs], wanted: str | None) -> None:
             )
 
 
-def _run_word(run: models.Run) -> Said:
+def _run_word(run: answers.Run) -> Said:
     return sheets.state(run.status)
 
 
-def _run_message(run: models.Run) -> str:
+def _run_message(run: answers.Run) -> str:
     if not run.message:
         return ""
     tone = Tone.BAD if run.status == "failed" else Tone.QUIET
@@ -234,14 +235,14 @@ def _days(device_id: str) -> None:
         _chart(dated[-60:])
 
 
-def _span(dated: list[models.ReconciliationRow]) -> str:
+def _span(dated: list[answers.ReconciliationRow]) -> str:
     days = [row.business_date for row in dated if row.business_date is not None]
     if not days:
         return "no known day"
     return f"{count(len(days), 'days')}, {min(days):%-d %b %Y} to {max(days):%-d %b %Y}"
 
 
-def _outcomes(row: models.ReconciliationRow | None) -> tuple[tuple[str, int], ...]:
+def _outcomes(row: answers.ReconciliationRow | None) -> tuple[tuple[str, int], ...]:
     if row is None:
         return ((_OUTCOMES[0], 0),)
     other = row.duplicate + row.quarantined + row.excluded
@@ -249,7 +250,7 @@ def _outcomes(row: models.ReconciliationRow | None) -> tuple[tuple[str, int], ..
     return tuple(zip(_OUTCOMES, numbers, strict=True))
 
 
-def _chart(rows: list[models.ReconciliationRow]) -> None:
+def _chart(rows: list[answers.ReconciliationRow]) -> None:
     if not rows:
         st.html('<p class="nothing">No record of this device has a known day.</p>')
         return
@@ -293,7 +294,7 @@ def _chart(rows: list[models.ReconciliationRow]) -> None:
     )
 
 
-def _stores(seen: Seen[models.Fleet]) -> str:
+def _stores(seen: Seen[answers.Fleet]) -> str:
     if seen.value is None:
         nothing = Nothing.NO_PERMISSION if seen.forbidden else Nothing.SOURCE_DOWN
         return f'<p class="nothing">Devices: {nothing.value}.</p>'
@@ -305,7 +306,7 @@ def _stores(seen: Seen[models.Fleet]) -> str:
     return markup.stores(shown, seen.now, _device_link) + more
 
 
-def _equation_note(answer: models.Overview) -> str:
+def _equation_note(answer: answers.Overview) -> str:
     if not answer.reconciliation:
         return ""
     return (
@@ -315,7 +316,7 @@ def _equation_note(answer: models.Overview) -> str:
     )
 
 
-def _fleet_aside(counts: models.FleetCounts) -> str:
+def _fleet_aside(counts: answers.FleetCounts) -> str:
     parts = [
         markup.span(
             sheets.state(word, f"{count(number)} {'never heard' if word == 'unknown' else word}")

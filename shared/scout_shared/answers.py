@@ -1,25 +1,33 @@
-"""What the API answers: one model per answer, which OpenAPI shows with its descriptions.
+"""What the hub's HTTP API answers: one frozen dataclass per answer, for both of its ends.
 
-Times are ISO 8601 in UTC, decimals are strings (no digit is lost on the way), ``null`` is "not
-known". The console's own copy (``scout_console.models``) reads these;
-``tests/console/test_client.py`` holds the two together.
+The hub makes them and OpenAPI shows them with their descriptions; the console's client reads them
+(``scout_console.decoding``). Times are ISO 8601 in UTC, decimals are strings (no digit is lost on
+the way), ``None`` is "not known", a count of 0 is a count. ``as_of`` is when the hub read.
+Not its job: words, colours and rounding; the presenters do that.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
-
-from pydantic import BaseModel, ConfigDict
+from typing import Any, ClassVar
 
 
-class Answer(BaseModel):
+class Answer:
     """What all answers share."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid", frozen=True)
+    __slots__ = ()
+    # Read by pydantic, which the hub has: what follows a field becomes its description, and an
+    # answer is checked, types and all, when it leaves.
+    __pydantic_config__: ClassVar[dict[str, Any]] = {
+        "use_attribute_docstrings": True,
+        "revalidate_instances": "always",
+        "extra": "forbid",
+    }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Failure(Answer):
     """Why a request failed, in one shape for all failures."""
 
@@ -31,6 +39,7 @@ class Failure(Answer):
     """What to do about it; may be empty."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Component(Answer):
     """One part of the hub and how it is."""
 
@@ -45,6 +54,7 @@ class Component(Answer):
     """One sentence for a person; empty when all is well."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Health(Answer):
     """How the hub is: the worst of its components."""
 
@@ -56,6 +66,7 @@ class Health(Answer):
     components: tuple[Component, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Me(Answer):
     """Whom the token stands for."""
 
@@ -67,6 +78,7 @@ class Me(Answer):
     """Stores that it may see; ``*``: all."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sla(Answer):
     """One service level of one dataset, as measured last."""
 
@@ -83,6 +95,7 @@ class Sla(Answer):
     measured_at: dt.datetime
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Run(Answer):
     """A run, or one step of it."""
 
@@ -112,6 +125,7 @@ class Run(Answer):
     """Steps in the order they started."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Runs(Answer):
     """A page of whole runs, newest first, each with its steps."""
 
@@ -120,6 +134,7 @@ class Runs(Answer):
     next_cursor: str | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Table(Answer):
     """A dataset: how much is in it, how old it is, whether it keeps its word."""
 
@@ -140,6 +155,7 @@ class Table(Answer):
     last_run: Run | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tables(Answer):
     """All datasets, bronze to platinum."""
 
@@ -147,6 +163,7 @@ class Tables(Answer):
     tables: tuple[Table, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FleetCounts(Answer):
     """Devices by state; retired ones are counted apart."""
 
@@ -160,6 +177,7 @@ class FleetCounts(Answer):
     retired: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerTile(Answer):
     """One layer of the warehouse in one tile."""
 
@@ -178,6 +196,7 @@ class LayerTile(Answer):
     last_run: Run | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReconciliationRow(Answer):
     """Where the records went. Always:
 
@@ -213,6 +232,7 @@ class ReconciliationRow(Answer):
     """The remainder is zero in each device and day behind this row, not only in their sum."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reconciliation(Answer):
     """Does everything add up."""
 
@@ -227,6 +247,7 @@ class Reconciliation(Answer):
     next_cursor: str | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ForecastStatus(Answer):
     """What the forecasts on the screen are."""
 
@@ -248,6 +269,7 @@ class ForecastStatus(Answer):
     loaded_at: dt.datetime | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Overview(Answer):
     """Everything the first screen needs."""
 
@@ -273,6 +295,7 @@ class Overview(Answer):
     components: tuple[Component, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Device(Answer):
     """One device and how it is."""
 
@@ -301,6 +324,7 @@ class Device(Answer):
     quarantine_open: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fleet(Answer):
     """All devices, worst first."""
 
@@ -309,6 +333,7 @@ class Fleet(Answer):
     devices: tuple[Device, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stream(Answer):
     """One buffer file of a device."""
 
@@ -326,6 +351,7 @@ class Stream(Answer):
     last_seen_at: dt.datetime
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LatestReading(Answer):
     """The newest value of one metric of a device; look at its age before its value."""
 
@@ -338,6 +364,7 @@ class LatestReading(Answer):
     """Since it was received."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceDetail(Answer):
     """One device with its streams and latest telemetry."""
 
@@ -352,6 +379,7 @@ class DeviceDetail(Answer):
     """One row per kind."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QuarantineGroup(Answer):
     """Open quarantine of one dataset and reason."""
 
@@ -364,6 +392,7 @@ class QuarantineGroup(Answer):
     newest_at: dt.datetime
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QuarantineItem(Answer):
     """One thing that was put aside, with why and where it came from."""
 
@@ -395,6 +424,7 @@ class QuarantineItem(Answer):
     quarantined_at: dt.datetime
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Quarantine(Answer):
     """Groups over all that is open, and a page of items, newest first."""
 
@@ -404,6 +434,7 @@ class Quarantine(Answer):
     next_cursor: str | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorItem(Answer):
     """A failure with its state; a repeated one is one row with a count."""
 
@@ -429,6 +460,7 @@ class ErrorItem(Answer):
     resolution: str | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Errors(Answer):
     """A page of errors, newest first."""
 
@@ -437,6 +469,7 @@ class Errors(Answer):
     next_cursor: str | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QualityMetric(Answer):
     """The newest value of one metric of one dataset."""
 
@@ -453,6 +486,7 @@ class QualityMetric(Answer):
     measured_at: dt.datetime
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Quality(Answer):
     """Newest quality metrics and all service levels."""
 
@@ -461,6 +495,7 @@ class Quality(Answer):
     slas: tuple[Sla, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LineageEdge(Answer):
     """A column comes from a column; ``*`` is the table itself."""
 
@@ -473,6 +508,7 @@ class LineageEdge(Answer):
     """Steps away from the dataset asked for."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Lineage(Answer):
     """Where a dataset comes from and where it goes, all the way."""
 
@@ -482,6 +518,7 @@ class Lineage(Answer):
     downstream: tuple[LineageEdge, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Origin(Answer):
     """One record that a row came from: its place in a segment of a device, or in a file."""
 
@@ -506,6 +543,7 @@ class Origin(Answer):
     uploaded_by: str | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RowLineage(Answer):
     """One row of silver with everything it came from."""
 
@@ -518,6 +556,7 @@ class RowLineage(Answer):
     """There are more origins than these."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Column(Answer):
     """A column of a table."""
 
@@ -527,8 +566,9 @@ class Column(Answer):
     description: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rows(Answer):
-    """A page of rows. Decimals are strings, so that no digit is lost; times are ISO 8601 in UTC."""
+    """A page of rows. Values have their types: Decimal, date, aware datetime."""
 
     as_of: dt.datetime
     dataset: str
@@ -537,6 +577,7 @@ class Rows(Answer):
     next_cursor: str | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reject(Answer):
     """A line of a file that did not land."""
 
@@ -545,6 +586,7 @@ class Reject(Answer):
     message: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Upload(Answer):
     """A file that was given to the hub."""
 
@@ -560,6 +602,7 @@ class Upload(Answer):
     received_at: dt.datetime
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UploadResult(Answer):
     """What became of an upload."""
 
@@ -575,6 +618,7 @@ class UploadResult(Answer):
     """The first 20; all are in quarantine."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Uploads(Answer):
     """A page of files, newest first."""
 
