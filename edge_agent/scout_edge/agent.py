@@ -44,6 +44,7 @@ class Agent:
         try:
             self.metrics = AgentMetrics(self.buffer)
             self.forwarder = _forwarder(settings, self.buffer, self.metrics)
+            self._outlets: dict[str, Outlet] = {}
             self.sources = [
                 self._source(name, source)
                 for name, source in _sources(settings).items()
@@ -55,9 +56,10 @@ class Agent:
 
     def _source(self, name: str, configured: SourceSettings) -> Source:
         """Make one source. Raises ConfigError naming it."""
+        self._outlets[name] = Outlet(self.buffer, self.metrics, name, configured.shape)
         context = SourceContext(
             name=name,
-            outlet=Outlet(self.buffer, self.metrics, name),
+            outlet=self._outlets[name],
             buffer=self.buffer,
             metrics=self.metrics,
             status=self.status,
@@ -154,6 +156,10 @@ class Agent:
             except Exception as error:  # noqa: BLE001 - supervisor: a defect in a source is seen
                 fail(error)
                 return
+        try:
+            self._outlets[source.name].flush()
+        except TransientError as error:  # the open windows are in the file, and go on from there
+            log.warning("window.kept_open", source=source.name, reason=error.message)
 
     def status(self) -> dict[str, Any]:
         """What ``GET /v1/status`` answers. Raises TransientError while closing."""

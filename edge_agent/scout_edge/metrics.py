@@ -52,6 +52,9 @@ class AgentMetrics:
         self.unreadable_records = counter(
             "unreadable_records_total", "What a source could not read; no value given.", ("source",)
         )
+        self.shaped_readings = counter(
+            "shaped_readings_total", "Readings that shaping left out or merged.", ("source",)
+        )
         self.connected = Gauge(
             "scout_edge_connected_ratio",
             "1 while connected to the broker.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import importlib
+import json
 import threading
 from pathlib import Path
 
@@ -71,6 +72,15 @@ def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("[sources.x]\nkind = 'http'\nenabled = 1\n", "enabled must be true or false"),
         ("[sources.http]\nkind = 'http'\n", "'http' cannot be the name"),
         ("[sources.'Ä']\nkind = 'http'\n", "'Ä' cannot be the name"),
+        ("[sources.x]\nkind='http'\n[[sources.x.shape]]\nmetric='a'\n", "has no 'shape'"),
+        (
+            "[sources.x]\nkind='system'\n[[sources.x.shape]]\nmetrik='a'\n",
+            r"shape\[0\]: unknown key",
+        ),
+        (
+            "[sources.x]\nkind='system'\n[[sources.x.shape]]\nmetric='a'\nconvert_from='celcius'\n",
+            "did you mean 'celsius'",
+        ),
         ("sources = 1\n", "must be tables"),
         ("[sources]\nx = 1\n", "must be a table"),
         ("[sources.x]\nkind = 'broken'\n", "cannot be loaded from no_such_module:KIND"),
@@ -111,7 +121,8 @@ async def test_an_agent_runs_several_of_a_kind_and_those_of_third_parties(tmp_pa
     state = await asyncio.to_thread(
         eventually, lambda: agent.buffer.offset("scales"), 10, "the scales' reading"
     )
-    assert state == "weighed"
+    assert state is not None
+    assert json.loads(state)["at"] == "weighed"
     doors = [source for source in agent.sources if isinstance(source, HttpDoor)]
     assert len({door.address for door in doors}) == 2
     assert agent.buffer.status().unsealed_records + agent.buffer.next_sequence - 1 == 1

@@ -22,6 +22,7 @@ The contract, all of it:
   or refuse the origin; what was not appended is yours to read again.
 - Where the origin can be read again (files), give the place to go on at as ``state``: it is
   committed with the records, and ``Outlet.state()`` gives it back after a restart.
+- Call ``Outlet.tick`` about once a second, so that the windows of ``shape`` rules end in time.
 - What cannot be read is counted (``Outlet.unreadable``) and never replaced by a value. A record
   without a time has none: do not stamp what you did not observe yourself.
 - A defect (any other exception) stops the whole agent, because a silent source must be seen.

@@ -158,6 +158,7 @@ class FilesSource:
 
     def poll(self, stop: threading.Event) -> bool:
         """Take what is new in all files once; whether anything was."""
+        self._outlet.tick()
         self._look()
         took = False
         for inode in list(self._files):

@@ -16,6 +16,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from scout_edge.sources import SourceKind
+from scout_edge.sources.shaping import ShapeSettings
 from scout_shared import settings
 from scout_shared.errors import ConfigError
 
@@ -40,6 +41,8 @@ class SourceSettings:
     """The kind's own keys, decoded."""
     enabled: bool = True
     """Whether it runs. Default true."""
+    shape: tuple[ShapeSettings, ...] = ()
+    """Rules for its readings. Default none: they go as they come."""
 
 
 def find(kind: str) -> SourceKind:
@@ -109,4 +112,15 @@ def _decode(name: str, table: Any, environ: Mapping[str, str], where: str) -> So
                 f"set the environment variable {variable}",
             )
     own = {**environ, PASSWORD: environ.get(variable, "")}
-    return SourceSettings(kind, settings.decode(found.settings, rest, own, where), enabled)
+    shape = settings.decode(_Shape, {"shape": rest.pop("shape", [])}, environ, where).shape
+    if shape and not found.shapes:
+        raise ConfigError(
+            f"{where}: a source of kind {kind!r} has no 'shape'",
+            "what is posted there is stored as it comes",
+        )
+    return SourceSettings(kind, settings.decode(found.settings, rest, own, where), enabled, shape)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    shape: tuple[ShapeSettings, ...]

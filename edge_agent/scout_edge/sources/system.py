@@ -61,6 +61,7 @@ class SystemSource:
         while not stop.wait(max(0.0, due + self._interval_seconds - time.monotonic())):
             due = max(due + self._interval_seconds, time.monotonic() - self._interval_seconds)
             self._outlet.append_readings(self.sample())
+            self._outlet.tick()
 
     def close(self) -> None:
         """Nothing to give back."""
