@@ -19,11 +19,11 @@ from scout_edge.buffer import Buffer
 from scout_edge.config import EdgeSettings
 from scout_edge.forwarder import Forwarder
 from scout_edge.metrics import AgentMetrics
-from scout_edge.sources import Source
-from scout_edge.sources.http import HttpDoor
-from scout_edge.sources.system import SystemSource
+from scout_edge.sources import Source, SourceContext, registry
+from scout_edge.sources.outlet import Outlet
+from scout_edge.sources.registry import SourceSettings
 from scout_shared import __version__, logs
-from scout_shared.errors import ScoutError, TransientError
+from scout_shared.errors import ConfigError, ScoutError, TransientError
 
 _MAX_DELAY_SECONDS = 60.0
 _JOIN_SECONDS = 5.0  # a source that does not stop in this time is left behind: it is a daemon
@@ -44,23 +44,31 @@ class Agent:
         try:
             self.metrics = AgentMetrics(self.buffer)
             self.forwarder = _forwarder(settings, self.buffer, self.metrics)
+            self._outlets: dict[str, Outlet] = {}
+            self.sources = [
+                self._source(name, source)
+                for name, source in _sources(settings).items()
+                if source.enabled
+            ]
         except BaseException:
             self.buffer.close()
             raise
-        self.sources: list[Source] = []
-        if settings.http.enabled:
-            door = HttpDoor(
-                self.buffer,
-                self.metrics,
-                self.status,
-                host=settings.http.host,
-                port=settings.http.port,
-            )
-            self.sources.append(door)
-        if settings.system.enabled:
-            seconds = settings.system.interval_seconds
-            disk = settings.buffer.path.parent
-            self.sources.append(SystemSource(self.buffer, interval_seconds=seconds, disk=disk))
+
+    def _source(self, name: str, configured: SourceSettings) -> Source:
+        """Make one source. Raises ConfigError naming it."""
+        self._outlets[name] = Outlet(self.buffer, self.metrics, name, configured.shape)
+        context = SourceContext(
+            name=name,
+            outlet=self._outlets[name],
+            buffer=self.buffer,
+            metrics=self.metrics,
+            status=self.status,
+            folder=self.settings.buffer.path.parent,
+        )
+        try:
+            return registry.find(configured.kind).make(context, configured.settings)
+        except ConfigError as error:
+            raise ConfigError(f"source {name!r}: {error.message}", error.hint) from error
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop`` is set, then stop in order.
@@ -148,6 +156,10 @@ class Agent:
             except Exception as error:  # noqa: BLE001 - supervisor: a defect in a source is seen
                 fail(error)
                 return
+        try:
+            self._outlets[source.name].flush()
+        except TransientError as error:  # the open windows are in the file, and go on from there
+            log.warning("window.kept_open", source=source.name, reason=error.message)
 
     def status(self) -> dict[str, Any]:
         """What ``GET /v1/status`` answers. Raises TransientError while closing."""
@@ -203,6 +215,15 @@ async def drain(settings: EdgeSettings, timeout_seconds: float) -> int:
                 "try again when the hub is reachable",
             )
         return status.backlog_records
+
+
+def _sources(settings: EdgeSettings) -> dict[str, SourceSettings]:
+    """Those of ``[http]`` and ``[system]``, on each device unless disabled, then the rest."""
+    return {
+        "http": SourceSettings("http", settings.http, settings.http.enabled),
+        "system": SourceSettings("system", settings.system, settings.system.enabled),
+        **settings.sources,
+    }
 
 
 def _open_buffer(settings: EdgeSettings) -> Buffer:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from scout_edge.database import MIN_BYTES
+from scout_edge.sources import registry
+from scout_edge.sources.registry import SourceSettings
 from scout_shared import settings, topics
 from scout_shared.errors import ConfigError
 from scout_shared.zones import BusinessCalendar
@@ -85,6 +87,9 @@ class HttpSettings:
     port: int = 8780
     """Port it listens on. Default 8780; 0: any free one."""
 
+    def __post_init__(self) -> None:
+        settings.check_port("port", self.port, 0)
+
 
 @dataclass(frozen=True, slots=True)
 class SystemSettings:
@@ -94,6 +99,9 @@ class SystemSettings:
     """Whether it is read. Default true."""
     interval_seconds: float = 10.0
     """Seconds between two samples. Default 10."""
+
+    def __post_init__(self) -> None:
+        settings.check_seconds("interval_seconds", self.interval_seconds, 0.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +130,10 @@ class EdgeSettings:
     """Telemetry of this machine."""
     log: LogSettings = field(default_factory=LogSettings)
     """Log lines."""
+    sources: Mapping[str, SourceSettings] = field(
+        default_factory=dict, metadata={"decode": registry.decode}
+    )
+    """More sources by name, of any kind. Default none."""
 
 
 def load(path: Path, environ: Mapping[str, str]) -> EdgeSettings:
@@ -150,16 +162,9 @@ def load(path: Path, environ: Mapping[str, str]) -> EdgeSettings:
         ("[mqtt] ack_timeout_seconds", loaded.mqtt.ack_timeout_seconds, 0.1),
         ("[mqtt] reconnect_cap_seconds", loaded.mqtt.reconnect_cap_seconds, 0.1),
         ("[mqtt] drain_seconds", loaded.mqtt.drain_seconds, 0.0),
-        ("[system] interval_seconds", loaded.system.interval_seconds, 0.1),
     ):
-        if not least <= seconds <= 86_400:
-            raise ConfigError(f"{name} {seconds} cannot be", f"give {least} to 86400 seconds")
-    for name, port, least_port in (
-        ("[mqtt] port", loaded.mqtt.port, 1),
-        ("[http] port", loaded.http.port, 0),
-    ):
-        if not least_port <= port <= 65_535:
-            raise ConfigError(f"{name} {port} cannot be", f"give {least_port} to 65535")
+        settings.check_seconds(name, seconds, least)
+    settings.check_port("[mqtt] port", loaded.mqtt.port, 1)
     return loaded
 
 
@@ -167,7 +172,14 @@ def as_dict(loaded: EdgeSettings) -> dict[str, Any]:
     """All settings with their defaults, without secrets."""
     shown = dataclasses.asdict(loaded)
     for section in dataclasses.fields(loaded):
-        for inner in dataclasses.fields(getattr(loaded, section.name)):
-            if "variable" in inner.metadata:
-                del shown[section.name][inner.name]
+        if section.name != "sources":
+            _hide_secrets(getattr(loaded, section.name), shown[section.name])
+    for name, source in loaded.sources.items():
+        _hide_secrets(source.settings, shown["sources"][name]["settings"])
     return shown
+
+
+def _hide_secrets(table: Any, shown: dict[str, Any]) -> None:
+    for inner in dataclasses.fields(table):
+        if "variable" in inner.metadata:
+            del shown[inner.name]

@@ -49,6 +49,12 @@ class AgentMetrics:
         self.source_failures = counter(
             "source_failures_total", "Times a source failed and was started again.", ("source",)
         )
+        self.unreadable_records = counter(
+            "unreadable_records_total", "What a source could not read; no value given.", ("source",)
+        )
+        self.shaped_readings = counter(
+            "shaped_readings_total", "Readings that shaping left out or merged.", ("source",)
+        )
         self.connected = Gauge(
             "scout_edge_connected_ratio",
             "1 while connected to the broker.",
@@ -76,6 +82,7 @@ class AgentMetrics:
             "receipt_incidents": _total(self.incidents),
             "reconnects": _total(self.reconnects),
             "source_failures": _total(self.source_failures),
+            "unreadable_records": _total(self.unreadable_records),
         }
 
 

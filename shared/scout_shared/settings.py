@@ -2,11 +2,14 @@
 
 A key that no dataclass has is an error naming the nearest key. Every field has its default and, in
 the string below it, its unit. Secrets never stand in a file: a field made with ``secret()`` is read
-from an environment variable ``SCOUT_*`` only.
+from an environment variable ``SCOUT_*`` only. A field with ``metadata={"decode": f}`` is decoded by
+``f(value, environ, where)``: for tables whose keys depend on one of them. A dataclass checks its
+values in ``__post_init__``; its ConfigError gets the file and the table in front.
 """
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import difflib
 import os
@@ -25,6 +28,18 @@ T = TypeVar("T")
 def secret(variable: str) -> Any:
     """A field that is read from the environment variable ``variable`` (default: empty)."""
     return dataclasses.field(default="", repr=False, metadata={"variable": variable})
+
+
+def check_seconds(key: str, seconds: float, least: float, most: float = 86_400) -> None:
+    """Raise ConfigError naming the key when ``seconds`` is not within the bounds (or NaN)."""
+    if not least <= seconds <= most:
+        raise ConfigError(f"{key} {seconds} cannot be", f"give {least} to {most} seconds")
+
+
+def check_port(key: str, port: int, least: int = 1) -> None:
+    """Raise ConfigError naming the key when ``port`` is no port."""
+    if not least <= port <= 65_535:
+        raise ConfigError(f"{key} {port} cannot be", f"give {least} to 65535")
 
 
 def load(cls: type[T], path: Path | None, environ: Mapping[str, str] = os.environ) -> T:
@@ -69,7 +84,11 @@ def decode(
                 f"{where}: {key!r} is a secret and must not stand in a file",
                 f"set the environment variable {fields[key].metadata['variable']}",
             )
-        values[key] = _value(hints[key], value, environ, f"{where}: {key}")
+        special = fields[key].metadata.get("decode")
+        if special is not None:
+            values[key] = special(value, environ, f"{where}: {key}")
+        else:
+            values[key] = _value(hints[key], value, environ, f"{where}: {key}")
     for name, field in fields.items():
         variable = field.metadata.get("variable")
         if variable:
@@ -85,7 +104,10 @@ def decode(
     ]
     if missing:
         raise ConfigError(f"{where}: {', '.join(map(repr, missing))} must be set")
-    return cls(**values)
+    try:
+        return cls(**values)
+    except ConfigError as error:  # of __post_init__, which does not know where it stands
+        raise ConfigError(f"{where}: {error.message}", error.hint) from error
 
 
 def _value(hint: Any, value: Any, environ: Mapping[str, str], where: str) -> Any:
@@ -102,6 +124,11 @@ def _value(hint: Any, value: Any, environ: Mapping[str, str], where: str) -> Any
             raise ConfigError(f"{where} must be a list, not {value!r}")
         item = typing.get_args(hint)[0]
         return tuple(_value(item, v, environ, f"{where}[{i}]") for i, v in enumerate(value))
+    if origin in (dict, collections.abc.Mapping):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} must be a table, not {value!r}")
+        item = typing.get_args(hint)[1]
+        return {k: _value(item, v, environ, f"{where}: {k}") for k, v in value.items()}
     if hint is Path and isinstance(value, str):
         return Path(value).expanduser()
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

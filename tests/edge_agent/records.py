@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 
 from scout_edge.buffer import Buffer, StoredSegment
+from scout_edge.metrics import AgentMetrics
+from scout_edge.sources.outlet import Outlet
 from scout_shared import wire
 from scout_shared.wire import DOCUMENTS, READINGS, Document, Reading
 
@@ -56,3 +58,8 @@ def contents(segments: Iterable[StoredSegment]) -> tuple[Counter[Reading], list[
             assert segment.kind == DOCUMENTS
             bodies += wire.decode_documents(segment.body)
     return found, bodies
+
+
+def outlet_of(buffer: Buffer, name: str = "source") -> Outlet:
+    """The way into the buffer that a source of that name gets."""
+    return Outlet(buffer, AgentMetrics(buffer), name)

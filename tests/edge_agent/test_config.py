@@ -26,6 +26,8 @@ def test_the_sample_is_right_and_shows_the_defaults(tmp_path: Path) -> None:
     assert sections.keys() == {field.name for field in dataclasses.fields(sample)}
     text = SAMPLE.read_text()
     for part in dataclasses.fields(sample):
+        if part.name == "sources":
+            continue
         for field in dataclasses.fields(getattr(sample, part.name)):
             if "variable" not in field.metadata:
                 assert f"{field.name} = " in text, f"the sample does not show {field.name}"

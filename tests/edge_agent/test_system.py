@@ -6,9 +6,10 @@ import pytest
 
 from scout_edge import clock
 from scout_edge.buffer import Buffer
+from scout_edge.sources.outlet import Outlet
 from scout_edge.sources.system import SystemSource
 from scout_shared import wire
-from tests.edge_agent.records import ZONE, contents, stored
+from tests.edge_agent.records import ZONE, contents, outlet_of, stored
 from tests.harness.waiting import eventually
 
 FILES = {
@@ -32,8 +33,8 @@ def machine(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def source(tmp_path: Path, machine: Path) -> Callable[[], dict[str, float]]:
-    buffer: Buffer = None  # type: ignore[assignment]  # sampling does not touch it
-    made = SystemSource(buffer, interval_seconds=1, disk=tmp_path, root=machine)
+    outlet: Outlet = None  # type: ignore[assignment]  # sampling does not touch it
+    made = SystemSource(outlet, interval_seconds=1, disk=tmp_path, root=machine)
     return lambda: {reading.metric: reading.value for reading in made.sample()}
 
 
@@ -70,7 +71,7 @@ def test_what_the_machine_does_not_have_gives_no_reading(
 def test_this_machine_is_sampled_into_the_buffer_until_stopped(tmp_path: Path) -> None:
     stop = threading.Event()
     with Buffer(tmp_path / "edge.db", zone=ZONE) as buffer:
-        source = SystemSource(buffer, interval_seconds=0.02, disk=tmp_path)
+        source = SystemSource(outlet_of(buffer), interval_seconds=0.02, disk=tmp_path)
         thread = threading.Thread(target=source.run, args=(stop,))
         thread.start()
         eventually(lambda: buffer.status().unsealed_records > 30)

@@ -32,7 +32,8 @@ from typing import Any
 
 from scout_edge import metrics
 from scout_edge.buffer import Accepted, Buffer, KeyReusedError
-from scout_edge.sources import payload
+from scout_edge.config import HttpSettings
+from scout_edge.sources import SourceContext, SourceKind, payload
 from scout_shared import logs
 from scout_shared.errors import ConfigError, PermanentError, ScoutError, TransientError
 
@@ -53,8 +54,6 @@ class HttpDoor:
         status: makes the answer of ``GET /v1/status``.
     """
 
-    name = "http"
-
     def __init__(
         self,
         buffer: Buffer,
@@ -63,7 +62,9 @@ class HttpDoor:
         *,
         host: str,
         port: int,
+        name: str = "http",
     ) -> None:
+        self.name = name
         self.buffer = buffer
         self.metrics = measured
         self.status = status
@@ -85,9 +86,10 @@ class HttpDoor:
         except OSError as error:
             raise ConfigError(
                 f"the HTTP door cannot listen on {self._host}:{self._port}: {error.strerror}",
-                "set [http] port to a free one; another agent may be running",
+                f"set the port of the source {self.name!r} to a free one; another agent may be"
+                " running",
             ) from error
-        log.info("door.opened", host=self.address[0], port=self.address[1])
+        log.info("door.opened", source=self.name, host=self.address[0], port=self.address[1])
 
     def run(self, stop: threading.Event) -> None:
         """Take connections until stopped; those that are open are answered while the agent is."""
@@ -307,3 +309,17 @@ _POSTS: dict[str, Callable[[_Handler, bytes, bool], Accepted]] = {
 }
 _GETS = ("/v1/status", "/metrics")
 _KNOWN = "known: POST /v1/documents, POST /v1/readings, GET /v1/status, GET /metrics"
+
+
+def _make(context: SourceContext, settings: HttpSettings) -> HttpDoor:
+    return HttpDoor(
+        context.buffer,
+        context.metrics,
+        context.status,
+        host=settings.host,
+        port=settings.port,
+        name=context.name,
+    )
+
+
+KIND = SourceKind(HttpSettings, _make, shapes=False)

@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scout_edge import clock
-from scout_edge.buffer import Buffer
+from scout_edge.config import SystemSettings
+from scout_edge.sources import SourceContext, SourceKind
+from scout_edge.sources.outlet import Outlet
 from scout_shared.wire import Reading
 
 _MEMINFO = {
@@ -33,12 +35,17 @@ class SystemSource:
         root: '/' except in tests.
     """
 
-    name = "system"
-
     def __init__(
-        self, buffer: Buffer, *, interval_seconds: float, disk: Path, root: Path = Path("/")
+        self,
+        outlet: Outlet,
+        *,
+        interval_seconds: float,
+        disk: Path,
+        root: Path = Path("/"),
+        name: str = "system",
     ) -> None:
-        self._buffer = buffer
+        self.name = name
+        self._outlet = outlet
         self._interval_seconds = interval_seconds
         self._disk = disk
         self._root = root
@@ -53,7 +60,8 @@ class SystemSource:
         due = time.monotonic()
         while not stop.wait(max(0.0, due + self._interval_seconds - time.monotonic())):
             due = max(due + self._interval_seconds, time.monotonic() - self._interval_seconds)
-            self._buffer.append_readings(self.sample())
+            self._outlet.append_readings(self.sample())
+            self._outlet.tick()
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -125,3 +133,15 @@ def _text(path: Path) -> str:
         return path.read_text("ascii", "replace")
     except OSError:
         return ""
+
+
+def _make(context: SourceContext, settings: SystemSettings) -> SystemSource:
+    return SystemSource(
+        context.outlet,
+        interval_seconds=settings.interval_seconds,
+        disk=context.folder,
+        name=context.name,
+    )
+
+
+KIND = SourceKind(SystemSettings, _make)
