@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from scout_edge import forwarder
+from scout_edge import forwarder, status
 from scout_edge.buffer import Buffer
 from scout_edge.config import EdgeSettings
 from scout_edge.forwarder import Forwarder
@@ -115,8 +115,7 @@ class Agent:
         finally:
             ending.set()
             await forwarder.stopped(forwarding)
-        status = self.buffer.status()
-        log.info("agent.stopped", backlog_records=status.backlog_records)
+        log.info("agent.stopped", backlog_records=self.buffer.status().backlog_records)
         if failures:
             raise failures[0]
 
@@ -151,7 +150,7 @@ class Agent:
 
     def status(self) -> dict[str, Any]:
         """What ``GET /v1/status`` answers. Raises TransientError while closing."""
-        status, link = self.buffer.status(), self.forwarder.state
+        link = self.forwarder.state
         return {
             "running": True,
             "version": __version__,
@@ -159,21 +158,14 @@ class Agent:
             "store_id": self.settings.device.store,
             "zone": self.settings.device.zone,
             "uptime_seconds": round(time.monotonic() - self.metrics.started, 1),
-            "epoch": status.epoch.hex(),
-            "watermark": status.watermark,
-            "next_sequence": status.next_sequence,
-            "unsealed_records": status.unsealed_records,
-            "backlog_records": status.backlog_records,
-            "oldest_unsent_ms": status.oldest_unsent_ms,
-            "buffer_bytes": status.buffer_bytes,
-            "buffer_max_bytes": status.max_bytes,
-            "damaged_segments": status.damaged_segments,
-            "fenced": status.fenced,
+            **status.of_buffer(self.buffer.status()),
+            **status.of_machine(self.settings.buffer.path),
             "connected": link.connected,
             "hub_answers": link.connected and self.forwarder.heard,
             "credit": link.credit,
             "in_flight_segments": link.in_flight,
             "hub_time_ms": link.hub_time_ms,
+            "receipt_ms": link.receipt_ms,
             "last_error": link.last_error,
             "counters": self.metrics.counters(),
         }
@@ -196,13 +188,13 @@ async def drain(settings: EdgeSettings, timeout_seconds: float) -> int:
             await sending.drain(timeout_seconds)
         finally:
             await forwarder.stopped(forwarding)
-        status = buffer.status()
-        if status.ledger and not status.backlog_records:
+        left = buffer.status()
+        if left.ledger and not left.backlog_records:
             raise TransientError(
                 f"the hub has all records, but not their count after {timeout_seconds:g} s",
                 "try again when the hub is reachable",
             )
-        return status.backlog_records
+        return left.backlog_records
 
 
 def _open_buffer(settings: EdgeSettings) -> Buffer:
