@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import http.client
+import math
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from scout_edge import forwarder, status
+from scout_edge import forwarder, notify, status
 from scout_edge.buffer import Buffer
 from scout_edge.config import EdgeSettings
 from scout_edge.forwarder import Forwarder
@@ -26,6 +29,7 @@ from scout_shared import __version__, logs
 from scout_shared.errors import ScoutError, TransientError
 
 _MAX_DELAY_SECONDS = 60.0
+_KNOCK_SECONDS = 10.0  # the watchdog's question to the door; systemd waits 60 s
 _JOIN_SECONDS = 5.0  # a source that does not stop in this time is left behind: it is a daemon
 
 log = logs.get("agent")
@@ -62,8 +66,11 @@ class Agent:
             disk = settings.buffer.path.parent
             self.sources.append(SystemSource(self.buffer, interval_seconds=seconds, disk=disk))
 
-    async def run(self, stop: asyncio.Event) -> None:
+    async def run(self, stop: asyncio.Event, manager: notify.Manager | None = None) -> None:
         """Work until ``stop`` is set, then stop in order.
+
+        Args:
+            manager: is told when all runs, that it goes on running, and when it ends.
 
         Raises:
             ScoutError: a source cannot start or cannot go on; everything was stopped in order.
@@ -73,9 +80,9 @@ class Agent:
             for source in self.sources:
                 stack.callback(source.close)
                 source.open()
-            await self._run(stop)
+            await self._run(stop, manager or notify.Manager())
 
-    async def _run(self, stop: asyncio.Event) -> None:
+    async def _run(self, stop: asyncio.Event, manager: notify.Manager) -> None:
         loop = asyncio.get_running_loop()
         failures: list[BaseException] = []
 
@@ -105,8 +112,13 @@ class Agent:
             epoch=self.buffer.epoch.hex(),
             next_sequence=self.buffer.next_sequence,
         )
+        manager.say(notify.READY)
+        watching = asyncio.create_task(
+            notify.watch(manager, functools.partial(self.alive, threads)), name="watchdog"
+        )
         try:
             await stop.wait()
+            manager.say(notify.STOPPING, "STATUS=stopping: sending what is there")
             ending.set()
             for thread in threads:
                 await asyncio.to_thread(thread.join, _JOIN_SECONDS)
@@ -114,6 +126,7 @@ class Agent:
                 await self.forwarder.drain(self.settings.mqtt.drain_seconds)
         finally:
             ending.set()
+            watching.cancel()
             await forwarder.stopped(forwarding)
         log.info("agent.stopped", backlog_records=self.buffer.status().backlog_records)
         if failures:
@@ -147,6 +160,25 @@ class Agent:
             except Exception as error:  # noqa: BLE001 - supervisor: a defect in a source is seen
                 fail(error)
                 return
+
+    def alive(self, threads: Sequence[threading.Thread]) -> str:
+        """The status sentence, once each part that must move has moved; blocks until it has.
+
+        The buffer's writer has done an empty transaction (no write to the disk), its reader and the
+        event loop were asked, each source has its thread, the door has answered a request.
+
+        Raises:
+            StuckError: a source's thread is gone, or the door does not answer.
+            TransientError: the buffer answered that it cannot.
+        """
+        for thread in threads:
+            if not thread.is_alive():
+                raise notify.StuckError(f"the thread {thread.name} has ended")
+        self.buffer.seal(math.inf)
+        for source in self.sources:
+            if isinstance(source, HttpDoor):
+                _knock(source)
+        return str(status.headline(self.status()))
 
     def status(self) -> dict[str, Any]:
         """What ``GET /v1/status`` answers. Raises TransientError while closing."""
@@ -195,6 +227,20 @@ async def drain(settings: EdgeSettings, timeout_seconds: float) -> int:
                 "try again when the hub is reachable",
             )
         return left.backlog_records
+
+
+def _knock(door: HttpDoor) -> None:
+    """Raise StuckError when the door does not answer; one that is too busy to is alive."""
+    connection = http.client.HTTPConnection(*door.address, timeout=_KNOCK_SECONDS)
+    try:
+        connection.request("GET", "/v1/status")
+        connection.getresponse().read()
+    except (http.client.HTTPException, ConnectionResetError, BrokenPipeError):
+        return  # all its connections are taken, and it said so
+    except OSError as error:
+        raise notify.StuckError(f"the local door does not answer: {error}") from error
+    finally:
+        connection.close()
 
 
 def _open_buffer(settings: EdgeSettings) -> Buffer:

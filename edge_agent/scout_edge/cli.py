@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scout_edge import agent, config, doctor
+from scout_edge import agent, config, doctor, notify
 from scout_edge import status as statuses
 from scout_shared import __version__, logs
 from scout_shared.errors import ConfigError, ScoutError, TransientError
@@ -163,7 +163,8 @@ def _run(args: argparse.Namespace) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        await agent.Agent(settings).run(stop)
+        manager = notify.Manager.from_environ(os.environ, os.getpid())
+        await agent.Agent(settings).run(stop, manager)
 
     asyncio.run(run())
     return 0
