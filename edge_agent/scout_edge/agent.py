@@ -8,24 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import http.client
+import math
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from scout_edge import forwarder
+from scout_edge import forwarder, notify, status
 from scout_edge.buffer import Buffer
 from scout_edge.config import EdgeSettings
 from scout_edge.forwarder import Forwarder
 from scout_edge.metrics import AgentMetrics
 from scout_edge.sources import Source, SourceContext, registry
+from scout_edge.sources.http import HttpDoor
 from scout_edge.sources.outlet import Outlet
 from scout_edge.sources.registry import SourceSettings
 from scout_shared import __version__, logs
 from scout_shared.errors import ConfigError, ScoutError, TransientError
 
 _MAX_DELAY_SECONDS = 60.0
+_KNOCK_SECONDS = 10.0  # the watchdog's question to the door; systemd waits 60 s
 _JOIN_SECONDS = 5.0  # a source that does not stop in this time is left behind: it is a daemon
 
 log = logs.get("agent")
@@ -70,8 +75,11 @@ class Agent:
         except ConfigError as error:
             raise ConfigError(f"source {name!r}: {error.message}", error.hint) from error
 
-    async def run(self, stop: asyncio.Event) -> None:
+    async def run(self, stop: asyncio.Event, manager: notify.Manager | None = None) -> None:
         """Work until ``stop`` is set, then stop in order.
+
+        Args:
+            manager: is told when all runs, that it goes on running, and when it ends.
 
         Raises:
             ScoutError: a source cannot start or cannot go on; everything was stopped in order.
@@ -81,9 +89,9 @@ class Agent:
             for source in self.sources:
                 stack.callback(source.close)
                 source.open()
-            await self._run(stop)
+            await self._run(stop, manager or notify.Manager())
 
-    async def _run(self, stop: asyncio.Event) -> None:
+    async def _run(self, stop: asyncio.Event, manager: notify.Manager) -> None:
         loop = asyncio.get_running_loop()
         failures: list[BaseException] = []
 
@@ -113,8 +121,13 @@ class Agent:
             epoch=self.buffer.epoch.hex(),
             next_sequence=self.buffer.next_sequence,
         )
+        manager.say(notify.READY)
+        watching = asyncio.create_task(
+            notify.watch(manager, functools.partial(self.alive, threads)), name="watchdog"
+        )
         try:
             await stop.wait()
+            manager.say(notify.STOPPING, "STATUS=stopping: sending what is there")
             ending.set()
             for thread in threads:
                 await asyncio.to_thread(thread.join, _JOIN_SECONDS)
@@ -122,9 +135,9 @@ class Agent:
                 await self.forwarder.drain(self.settings.mqtt.drain_seconds)
         finally:
             ending.set()
+            watching.cancel()
             await forwarder.stopped(forwarding)
-        status = self.buffer.status()
-        log.info("agent.stopped", backlog_records=status.backlog_records)
+        log.info("agent.stopped", backlog_records=self.buffer.status().backlog_records)
         if failures:
             raise failures[0]
 
@@ -161,9 +174,28 @@ class Agent:
         except TransientError as error:  # the open windows are in the file, and go on from there
             log.warning("window.kept_open", source=source.name, reason=error.message)
 
+    def alive(self, threads: Sequence[threading.Thread]) -> str:
+        """The status sentence, once each part that must move has moved; blocks until it has.
+
+        The buffer's writer has done an empty transaction (no write to the disk), its reader and the
+        event loop were asked, each source has its thread, the door has answered a request.
+
+        Raises:
+            StuckError: a source's thread is gone, or the door does not answer.
+            TransientError: the buffer answered that it cannot.
+        """
+        for thread in threads:
+            if not thread.is_alive():
+                raise notify.StuckError(f"the thread {thread.name} has ended")
+        self.buffer.seal(math.inf)
+        for source in self.sources:
+            if isinstance(source, HttpDoor):
+                _knock(source)
+        return str(status.headline(self.status()))
+
     def status(self) -> dict[str, Any]:
         """What ``GET /v1/status`` answers. Raises TransientError while closing."""
-        status, link = self.buffer.status(), self.forwarder.state
+        link = self.forwarder.state
         return {
             "running": True,
             "version": __version__,
@@ -171,21 +203,14 @@ class Agent:
             "store_id": self.settings.device.store,
             "zone": self.settings.device.zone,
             "uptime_seconds": round(time.monotonic() - self.metrics.started, 1),
-            "epoch": status.epoch.hex(),
-            "watermark": status.watermark,
-            "next_sequence": status.next_sequence,
-            "unsealed_records": status.unsealed_records,
-            "backlog_records": status.backlog_records,
-            "oldest_unsent_ms": status.oldest_unsent_ms,
-            "buffer_bytes": status.buffer_bytes,
-            "buffer_max_bytes": status.max_bytes,
-            "damaged_segments": status.damaged_segments,
-            "fenced": status.fenced,
+            **status.of_buffer(self.buffer.status()),
+            **status.of_machine(self.settings.buffer.path),
             "connected": link.connected,
             "hub_answers": link.connected and self.forwarder.heard,
             "credit": link.credit,
             "in_flight_segments": link.in_flight,
             "hub_time_ms": link.hub_time_ms,
+            "receipt_ms": link.receipt_ms,
             "last_error": link.last_error,
             "counters": self.metrics.counters(),
         }
@@ -208,13 +233,27 @@ async def drain(settings: EdgeSettings, timeout_seconds: float) -> int:
             await sending.drain(timeout_seconds)
         finally:
             await forwarder.stopped(forwarding)
-        status = buffer.status()
-        if status.ledger and not status.backlog_records:
+        left = buffer.status()
+        if left.ledger and not left.backlog_records:
             raise TransientError(
                 f"the hub has all records, but not their count after {timeout_seconds:g} s",
                 "try again when the hub is reachable",
             )
-        return status.backlog_records
+        return left.backlog_records
+
+
+def _knock(door: HttpDoor) -> None:
+    """Raise StuckError when the door does not answer; one that is too busy to is alive."""
+    connection = http.client.HTTPConnection(*door.address, timeout=_KNOCK_SECONDS)
+    try:
+        connection.request("GET", "/v1/status")
+        connection.getresponse().read()
+    except (http.client.HTTPException, ConnectionResetError, BrokenPipeError):
+        return  # all its connections are taken, and it said so
+    except OSError as error:
+        raise notify.StuckError(f"the local door does not answer: {error}") from error
+    finally:
+        connection.close()
 
 
 def _sources(settings: EdgeSettings) -> dict[str, SourceSettings]:

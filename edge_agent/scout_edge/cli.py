@@ -1,30 +1,28 @@
 """``scout-edge``: the agent of a store device, on the command line.
 
-Data goes to stdout, logs and errors to stderr. Exit codes: 0 done; 1 a defect; 2 change a setting
-or the machine; 65 the data must be looked at; 75 try again later.
+Data goes to stdout, logs and errors to stderr. Exit codes: 0 done; 1 a defect, or the doctor found
+something; 2 change a setting or the machine; 65 the data must be looked at; 75 try again later.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import datetime as dt
+import dataclasses
 import json
 import os
 import signal
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scout_edge import agent, buffer, config
+from scout_edge import agent, config, doctor, notify
+from scout_edge import status as statuses
 from scout_shared import __version__, logs
 from scout_shared.errors import ConfigError, ScoutError, TransientError
 
 DEFAULT_CONFIG = Path("/etc/scout/edge.toml")
-_ANSWER_SECONDS = 5.0
 
 _DESCRIPTION = """\
 The agent of a store device: takes readings and documents from local sources, keeps them
@@ -37,9 +35,11 @@ start here:
   curl -H 'Content-Type: application/json' http://127.0.0.1:8780/v1/documents \\
     -d '{"type":"transaction","observed_at":"2026-11-23T08:15:00+08:00","body":{"total":"12.50"}}'
   scout-edge status --config edge.toml           how much waits, does the hub answer?
+  scout-edge doctor --config edge.toml           what is wrong, and what to do about it
 
 exit codes:
-  0 done   1 a defect   2 change a setting   65 look at the data   75 try again later"""
+  0 done   1 a defect, or the doctor found something   2 change a setting
+  65 look at the data   75 try again later"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,6 +105,24 @@ def _parser() -> argparse.ArgumentParser:
         )
     )
     status.add_argument("--json", action="store_true", help="one JSON object, for scripts")
+    examined = with_config(
+        command(
+            "doctor",
+            _doctor,
+            "find what is wrong, with the next step for each finding",
+            "\nLooks at agent, clock, disk, buffer, local door, network, TLS, broker and hub;\n"
+            "changes nothing, and may run beside the agent. Run it as the agent's user.\n"
+            "Exit code 0: nothing failed; 1: something did.",
+        )
+    )
+    examined.add_argument("--json", action="store_true", help="one JSON object, for scripts")
+    examined.add_argument(
+        "--seconds",
+        type=float,
+        default=20.0,
+        metavar="N",
+        help="how long the hub may take to answer (default 20)",
+    )
     drain = with_config(
         command(
             "drain",
@@ -145,7 +163,8 @@ def _run(args: argparse.Namespace) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        await agent.Agent(settings).run(stop)
+        manager = notify.Manager.from_environ(os.environ, os.getpid())
+        await agent.Agent(settings).run(stop, manager)
 
     asyncio.run(run())
     return 0
@@ -165,89 +184,37 @@ def _drain(args: argparse.Namespace) -> int:
 
 def _status(args: argparse.Namespace) -> int:
     settings = _load(args)
-    shown = _ask_door(settings) or _read_file(settings)
+    shown = statuses.ask(settings) or statuses.read_file(settings)
     if args.json:
         print(json.dumps(shown))
     else:
-        print(_status_text(shown))
+        print(statuses.text(shown))
     return 0 if shown.get("hub_answers") else TransientError.exit_code
 
 
-def _ask_door(settings: config.EdgeSettings) -> dict[str, Any] | None:
-    """The running agent's answer, or None when nothing listens there."""
-    if not settings.http.enabled or not settings.http.port:
-        return None
-    url = f"http://{settings.http.host}:{settings.http.port}/v1/status"
-    # No proxy of the environment: the door is on this machine.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(url, timeout=_ANSWER_SECONDS) as answer:
-            shown = json.load(answer)
-    except (urllib.error.URLError, TimeoutError, ValueError, ConnectionError) as error:
-        if isinstance(getattr(error, "reason", None), ConnectionRefusedError):
-            return None
-        raise TransientError(
-            f"{url} does not answer: {error}", "look at the agent's log"
-        ) from error
-    if shown.get("device_id") != settings.device.id:
-        raise ConfigError(
-            f"{url} is device {shown.get('device_id')!r}, not {settings.device.id!r}",
-            "check [http] port and [device] id in the settings file",
-        )
-    return dict(shown)
-
-
-def _read_file(settings: config.EdgeSettings) -> dict[str, Any]:
-    status = buffer.peek(settings.buffer.path, settings.buffer.max_bytes)
-    return {
-        "running": False,
-        "version": __version__,
-        "device_id": settings.device.id,
-        "store_id": settings.device.store,
-        "zone": settings.device.zone,
-        "epoch": status.epoch.hex(),
-        "watermark": status.watermark,
-        "next_sequence": status.next_sequence,
-        "unsealed_records": status.unsealed_records,
-        "backlog_records": status.backlog_records,
-        "oldest_unsent_ms": status.oldest_unsent_ms,
-        "buffer_bytes": status.buffer_bytes,
-        "buffer_max_bytes": status.max_bytes,
-        "fenced": status.fenced,
-        "connected": False,
-        "hub_answers": False,
-    }
-
-
-def _status_text(shown: dict[str, Any]) -> str:
-    """The same for people."""
-    if not shown["running"]:
-        state = "not running"
-    elif shown["hub_answers"]:
-        state = "running, the hub answers"
-    elif shown["connected"]:
-        state = "running, connected, the hub does not answer"
+def _doctor(args: argparse.Namespace) -> int:
+    settings = _load(args)
+    found = []
+    for finding in doctor.examine(settings, seconds=args.seconds):
+        found.append(finding)
+        if not args.json:
+            print(finding, flush=True)
+    failed = sum(finding.level == doctor.FAIL for finding in found)
+    warned = sum(finding.level == doctor.WARN for finding in found)
+    left_out = doctor.not_tried(found)
+    if args.json:
+        shown = {
+            "device_id": settings.device.id,
+            "failed": failed,
+            "warned": warned,
+            "not_tried": left_out,
+            "findings": [dataclasses.asdict(finding) for finding in found],
+        }
+        print(json.dumps(shown))
     else:
-        state = f"running, no connection: {shown['last_error'] or 'connecting'}"
-    oldest = shown["oldest_unsent_ms"]
-    since = "" if oldest is None else f", the oldest from {_local(oldest)}"
-    used = shown["buffer_bytes"] / shown["buffer_max_bytes"]
-    lines = [
-        f"device    {shown['device_id']} in store {shown['store_id']} ({shown['zone']})",
-        f"agent     {state}",
-        f"waiting   {shown['backlog_records']:,} records{since}",
-        f"confirmed sequence {shown['watermark']:,} of {shown['next_sequence'] - 1:,}",
-        f"buffer    {shown['buffer_bytes']:,} bytes, {used:.1%} of {shown['buffer_max_bytes']:,}",
-    ]
-    if shown["fenced"]:
-        lines.append("FENCED    the hub holds more than this file gave: an old copy, or a twin")
-    if shown.get("damaged_segments"):
-        lines.append(f"DAMAGED   {shown['damaged_segments']} segments changed on disk; kept")
-    return "\n".join(lines)
-
-
-def _local(instant_ms: int) -> str:
-    return dt.datetime.fromtimestamp(instant_ms / 1000, dt.UTC).isoformat(" ", "seconds")
+        rest = f"; not tried because of it: {', '.join(left_out)}" if left_out else ""
+        print(f"\n{failed} failed, {warned} to look at, {len(found)} findings{rest}")
+    return 1 if failed else 0
 
 
 def _check_config(args: argparse.Namespace) -> int:

@@ -55,6 +55,8 @@ class ForwarderState:
     in_flight: int = 0
     hub_time_ms: int | None = None
     """Hub's clock in the last receipt."""
+    receipt_ms: int | None = None
+    """Device's clock when that receipt came."""
     fenced: bool = False
     last_error: str = ""
 
@@ -85,7 +87,7 @@ class Forwarder:
         """The hub answered on the present connection, or on the last one."""
         self.ask = asyncio.Event()
         """Set: a hello is sent at once."""
-        self._tls = _tls_context(mqtt)
+        self._tls = tls_context(mqtt)
 
     async def run(self) -> NoReturn:
         """Connect, forward, reconnect, until cancelled."""
@@ -341,6 +343,7 @@ class _Session:
         self._forwarder.heard = True
         self._state.credit = receipt.credit
         self._state.hub_time_ms = receipt.hub_time_ms
+        self._state.receipt_ms = clock.wall_ms()
         self._wake.set()
 
     # -- hello ----------------------------------------------------------------------------------
@@ -394,7 +397,8 @@ async def stopped(task: asyncio.Task[NoReturn]) -> None:
         task.result()
 
 
-def _tls_context(mqtt: MqttSettings) -> ssl.SSLContext | None:
+def tls_context(mqtt: MqttSettings) -> ssl.SSLContext | None:
+    """What ``[mqtt] tls*`` ask for; None without TLS. Raises ConfigError."""
     if not mqtt.tls:
         return None
     try:

@@ -82,6 +82,8 @@ class Hub:
         if channel == topics.STATUS:
             self.statuses.append(json.loads(payload))
             return
+        if channel not in (topics.DATA, topics.HELLO):  # a hub does not listen to those
+            return
         if channel == topics.HELLO:
             hello = Hello.decode(payload)
             self.hellos.append(hello)

@@ -57,7 +57,9 @@ def fetch(config: Path, path: str, body: bytes | None = None) -> Any:
         return json.load(answer)
 
 
-@pytest.mark.parametrize("command", ["", "run", "status", "drain", "check-config", "version"])
+@pytest.mark.parametrize(
+    "command", ["", "run", "status", "doctor", "drain", "check-config", "version"]
+)
 def test_help_teaches(command: str) -> None:
     done = run(*([command] if command else []), "--help")
     assert done.returncode == 0
@@ -109,7 +111,7 @@ def test_status_without_an_agent_reads_the_file(config: Path, tmp_path: Path) ->
         "pos-1",
     )
     text = run("status", "--config", config).stdout
-    assert "not running" in text
+    assert text.startswith("STOPPED: the agent does not run; 1,500 records safe on this device.\n")
     assert "1,500 records" in text
 
 
@@ -132,7 +134,7 @@ async def test_an_agent_runs_forwards_and_stops(
         await asyncio.to_thread(eventually, confirmed)
         done = await asyncio.to_thread(run, "status", "--config", config)
         assert done.returncode == 0
-        assert "the hub answers" in done.stdout
+        assert done.stdout.startswith("ALL IS WELL: sending, everything is confirmed by the hub.\n")
         second = await asyncio.to_thread(run, "run", "--config", config)
         assert second.returncode == 2
         assert "in use by another process" in second.stderr

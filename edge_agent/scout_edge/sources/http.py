@@ -2,6 +2,7 @@
 
     POST /v1/documents  {"type", "observed_at", "body"}, an array of them, or NDJSON
     POST /v1/readings   {"metric", "observed_at", "value"}, an array of them, or NDJSON
+    GET  /              the agent as a page for people
     GET  /v1/status     the agent as JSON (what ``scout-edge status`` shows)
     GET  /metrics       for Prometheus
 
@@ -31,6 +32,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from scout_edge import metrics
+from scout_edge import status as pages
 from scout_edge.buffer import Accepted, Buffer, KeyReusedError
 from scout_edge.config import HttpSettings
 from scout_edge.sources import SourceContext, SourceKind, payload
@@ -188,6 +190,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _get(self) -> tuple[bytes, str]:
         self._read_body()
         door = self.server.door
+        if self.path == "/":
+            return pages.page(door.status()).encode(), pages.PAGE_TYPE
         if self.path == "/v1/status":
             return json.dumps(door.status()).encode(), "application/json"
         if self.path == "/metrics":
@@ -307,8 +311,8 @@ _POSTS: dict[str, Callable[[_Handler, bytes, bool], Accepted]] = {
     "/v1/documents": _Handler.documents,
     "/v1/readings": _Handler.readings,
 }
-_GETS = ("/v1/status", "/metrics")
-_KNOWN = "known: POST /v1/documents, POST /v1/readings, GET /v1/status, GET /metrics"
+_GETS = ("/", "/v1/status", "/metrics")
+_KNOWN = "known: POST /v1/documents, POST /v1/readings, GET /, GET /v1/status, GET /metrics"
 
 
 def _make(context: SourceContext, settings: HttpSettings) -> HttpDoor:
