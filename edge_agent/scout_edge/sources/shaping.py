@@ -114,7 +114,7 @@ class MetricState:
         """From JSON values."""
         window, sent = fields
         if window is not None:
-            window = Window(*window[:6], Fraction(window[6]), *window[7:])
+            window = Window._make([*window[:6], Fraction(window[6]), *window[7:]])
         return cls(window, sent and {metric: (ms, value) for metric, (ms, value) in sent.items()})
 
 
