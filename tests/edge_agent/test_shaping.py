@@ -165,6 +165,7 @@ def test_open_windows_are_durable_and_a_refused_append_changes_nothing(tmp_path:
         outlet = Outlet(buffer, AgentMetrics(buffer), "fridge", [rule])
         assert outlet.state() == "one"
         outlet.append_readings([Reading("a", 3000, 2.0)])
+        outlet = Outlet(buffer, AgentMetrics(buffer), "fridge", [rule])
         outlet.tick()
         assert buffer.status().unsealed_records == 0, "its time is not over"
         outlet.append_readings([Reading("a", 61_000, 5.0)])

@@ -26,7 +26,8 @@ PASSWORD = "SCOUT_SOURCE_PASSWORD"  # noqa: S105 - a name
 """For ``settings.secret``: stands for ``SCOUT_SOURCE_<NAME>_PASSWORD`` of the table at hand."""
 RESERVED = ("http", "system")
 """Names of the sources that ``[http]`` and ``[system]`` make."""
-BUILT_IN = ("http", "system", "files")
+BUILT_IN = ("http", "system", "files", "exec", "mqtt")
+_MODULES = {"exec": "command"}
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
@@ -72,9 +73,6 @@ def find(kind: str) -> SourceKind:
     if not isinstance(found, SourceKind):
         raise ConfigError(f"kind {kind!r} gives {found!r}, which is no SourceKind")
     return found
-
-
-_MODULES: dict[str, str] = {}
 
 
 def decode(tables: Any, environ: Mapping[str, str], where: str) -> Mapping[str, SourceSettings]:

@@ -1,0 +1,322 @@
+"""Sensors of the store on a local broker: topic pattern → metric.
+
+A message is acknowledged (QoS 1) only after its readings are durable; while the buffer refuses, or
+the agent is down, the broker keeps them in this device's session. At least once: a message whose
+acknowledgement was lost comes again. A message without a time was observed when it came, except a
+retained one, which may be old: it is left out and counted, unless it carries its time.
+Not its job: the way to the hub (``forwarder``); Sparkplug B.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import ssl
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+
+from scout_edge import clock, journal
+from scout_edge.sources import SourceContext, SourceKind
+from scout_edge.sources.instants import InstantFormat
+from scout_edge.sources.lines import find, number, parse_json
+from scout_edge.sources.outlet import Outlet
+from scout_edge.sources.registry import PASSWORD
+from scout_shared import logs, settings
+from scout_shared.errors import ConfigError, PermanentError, TransientError
+from scout_shared.wire import Reading
+
+_LOOP_SECONDS = 0.2  # how soon a stop is seen
+_KEEPALIVE_SECONDS = 30
+_CONNECT_SECONDS = 10.0
+_PLACE = re.compile(r"\{([0-9]+)\}")
+
+log = logs.get("mqtt_source")
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSettings:
+    """One ``[[sources.<name>.topics]]`` table."""
+
+    topic: str
+    """What to subscribe to, with + and #, e.g. 'fridges/+/temperature'. No default."""
+    metric: str = ""
+    """Metric of the value; {1} is what stands for the first + or #, {2} for the second …; levels
+    under # are joined with '.'. Default none: give ``metrics``."""
+    value_path: str = ""
+    """Where the value stands in a JSON payload, e.g. 'data.celsius'. Default: it is the payload."""
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    """Several values of a payload: path → metric. Default none."""
+    time_path: str = ""
+    """Where the time stands in the payload. Default: none; it was observed when it came."""
+    time_format: str = "iso"
+    """'iso', 'epoch_seconds', 'epoch_milliseconds' or a strptime format. Default 'iso'."""
+    zone: str = ""
+    """Zone of times without one. Default: they are refused."""
+
+    def __post_init__(self) -> None:
+        levels = self.topic.split("/")
+        wrong = any(("+" in x or "#" in x) and len(x) > 1 for x in levels) or "#" in levels[:-1]
+        if not self.topic or wrong:
+            raise ConfigError(
+                f"topic {self.topic!r} is no pattern", "'+' and '#' stand alone; '#' comes last"
+            )
+        if bool(self.metric) == bool(self.metrics):
+            raise ConfigError("give either metric or metrics")
+        places = sum(level in ("+", "#") for level in levels)
+        for template in self.templates().values():
+            if any(not 1 <= int(n) <= places for n in _PLACE.findall(template)):
+                raise ConfigError(
+                    f"metric {template!r} names a place that topic {self.topic!r} does not have",
+                    f"it has {places}: {{1}} is the first",
+                )
+        InstantFormat.of(self.time_format, self.zone)
+
+    def templates(self) -> Mapping[str, str]:
+        """Path of each value → metric."""
+        return self.metrics or {self.value_path: self.metric}
+
+
+@dataclass(frozen=True, slots=True)
+class MqttSourceSettings:
+    """A ``[sources.<name>]`` table of kind ``mqtt``."""
+
+    topics: tuple[TopicSettings, ...]
+    """What to subscribe to. The first that fits a message is used. No default."""
+    host: str = "127.0.0.1"
+    """Host name of the broker. Default 127.0.0.1."""
+    port: int = 1883
+    """Its port. Default 1883."""
+    client_id: str = ""
+    """Names this device's session at the broker. Default 'scout-<name>'."""
+    username: str = ""
+    """Default none."""
+    password: str = settings.secret(PASSWORD)
+    """Of ``username``. Environment only."""
+    tls: bool = False
+    """Whether to use TLS. Default false."""
+    tls_ca: Path | None = None
+    """File with the broker's CA, PEM. Default: those of the system."""
+
+    def __post_init__(self) -> None:
+        settings.check_port("port", self.port)
+        if not self.topics:
+            raise ConfigError("topics must name at least one topic")
+        if self.password and not self.username:
+            raise ConfigError("a password without a username", "set username")
+
+
+class _Topic:
+    """A subscription, ready for matching."""
+
+    def __init__(self, given: TopicSettings) -> None:
+        self.topic = given.topic
+        self.time_path = given.time_path
+        self._templates = given.templates()
+        self._plain = not given.value_path and not given.metrics and not given.time_path
+        self._instants = InstantFormat.of(given.time_format, given.zone)
+        wild = {"+": "([^/]*)", "#": "(.*)"}
+        parts = [wild.get(level, re.escape(level)) for level in given.topic.split("/")]
+        # 'a/#' fits 'a' too.
+        pattern = "/".join(parts).replace("/(.*)", "(?:/(.*))?")
+        self._pattern = re.compile(pattern, re.DOTALL)
+
+    def fits(self, topic: str) -> re.Match[str] | None:
+        if topic.startswith("$") and not self.topic.startswith("$"):
+            return None
+        return self._pattern.fullmatch(topic)
+
+    def readings(self, match: re.Match[str], payload: bytes, *, retained: bool) -> list[Reading]:
+        """Raises PermanentError: it is not what the settings say."""
+        try:
+            text = payload.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise PermanentError("the payload is not UTF-8") from error
+        value: Any = text if self._plain else parse_json(text)
+        given = find(value, self.time_path) if self.time_path else None
+        if given is not None:
+            instant_ms = self._instants.parse(given)
+        elif self.time_path or retained:
+            raise PermanentError(
+                "a retained message without a time" if retained else "the message has no time"
+            )
+        else:
+            instant_ms = clock.wall_ms()
+        made = []
+        for path, template in self._templates.items():
+            known = number(path or "the payload", find(value, path))
+            if known is not None:
+                made.append(Reading(_metric(template, match), instant_ms, known))
+        if made:
+            journal.check_readings(made, set())
+        return made
+
+
+class MqttSource:
+    """Listens to the broker of one table; see the module."""
+
+    def __init__(self, outlet: Outlet, given: MqttSourceSettings, *, name: str = "mqtt") -> None:
+        self.name = name
+        self._outlet = outlet
+        self._settings = given
+        self._topics = [_Topic(topic) for topic in given.topics]
+        self._arrived: list[paho.MQTTMessage] = []
+        self._trouble = ""
+        self._connected = False
+
+    def open(self) -> None:
+        """Raises ConfigError: the TLS files cannot be used."""
+        self._context()
+
+    def run(self, stop: threading.Event) -> None:
+        """Listen until stopped. Raises TransientError: no broker, refused, or the buffer is full.
+
+        Whatever was not acknowledged then comes again with the next connection.
+        """
+        self._arrived, self._trouble, self._connected = [], "", False
+        client = self._client()
+        given = self._settings
+        where = f"the broker of source {self.name!r} at {given.host}:{given.port}"
+        try:
+            client.connect(given.host, given.port, _KEEPALIVE_SECONDS)
+            while not stop.is_set():
+                code = client.loop(_LOOP_SECONDS)
+                if self._arrived:
+                    self._take(client)
+                self._outlet.tick()
+                if self._trouble:
+                    raise TransientError(f"{where} refuses: {self._trouble}", "look at its log")
+                if code != MQTTErrorCode.MQTT_ERR_SUCCESS:
+                    raise TransientError(f"{where}: {paho.error_string(code)}")
+            client.disconnect()
+        except (OSError, socket.gaierror, ValueError) as error:
+            raise TransientError(
+                f"{where}: {error}", "is it running, and the port right?"
+            ) from error
+        finally:
+            _drop(client)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def _take(self, client: paho.Client) -> None:
+        """Append what arrived, then acknowledge it."""
+        readings: list[Reading] = []
+        state: dict[str, int] = self._latest()
+        for message in self._arrived:
+            try:
+                readings += self._read(message, state)
+            except PermanentError as error:
+                self._outlet.unreadable(
+                    error.message,
+                    topic=message.topic,
+                    payload=message.payload[:100].decode("utf-8", "replace"),
+                )
+        keep = json.dumps(state) if state else None
+        self._outlet.append_readings(readings, state=keep)
+        for message in self._arrived:
+            if message.qos:
+                client.ack(message.mid, message.qos)
+        self._arrived = []
+
+    def _read(self, message: paho.MQTTMessage, latest: dict[str, int]) -> list[Reading]:
+        for topic in self._topics:
+            match = topic.fits(message.topic)
+            if match is None:
+                continue
+            made = topic.readings(match, bytes(message.payload), retained=message.retain)
+            if topic.time_path:
+                if message.retain:  # comes with each connection: taken when it is new
+                    made = [r for r in made if r.observed_ms > latest.get(r.metric, -(1 << 62))]
+                for reading in made:
+                    known = latest.get(reading.metric, reading.observed_ms)
+                    latest[reading.metric] = max(known, reading.observed_ms)
+            return made
+        raise PermanentError("no topic of the settings fits")
+
+    def _latest(self) -> dict[str, int]:
+        """Per metric that carries its time: the latest taken."""
+        stored = self._outlet.state()
+        return {} if stored is None else dict(parse_json(stored))
+
+    def _client(self) -> paho.Client:
+        given = self._settings
+        client = paho.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=given.client_id or f"scout-{self.name}",
+            clean_session=False,  # what was not acknowledged waits at the broker
+            protocol=paho.MQTTv311,
+            manual_ack=True,
+        )
+        client.connect_timeout = _CONNECT_SECONDS
+        if given.username:
+            client.username_pw_set(given.username, given.password or None)
+        context = self._context()
+        if context is not None:
+            client.tls_set_context(context)
+
+        def connected(_c: Any, _u: Any, _f: Any, reason: Any, _p: Any) -> None:
+            if reason.is_failure:
+                self._trouble = str(reason)
+                return
+            client.subscribe([(topic.topic, 1) for topic in self._topics])
+
+        def subscribed(_c: Any, _u: Any, _mid: Any, reasons: Any, _p: Any) -> None:
+            refused = [
+                topic.topic
+                for topic, reason in zip(self._topics, reasons, strict=False)
+                if reason.is_failure
+            ]
+            if refused:
+                self._trouble = f"the subscription to {', '.join(refused)}"
+            else:
+                self._connected = True
+                log.info("source.connected", source=self.name, host=given.host, port=given.port)
+
+        def arrived(_c: Any, _u: Any, message: paho.MQTTMessage) -> None:
+            self._arrived.append(message)
+
+        client.on_connect = connected
+        client.on_subscribe = subscribed
+        client.on_message = arrived
+        return client
+
+    def _context(self) -> ssl.SSLContext | None:
+        if not self._settings.tls:
+            return None
+        try:
+            return ssl.create_default_context(cafile=self._settings.tls_ca)
+        except OSError as error:
+            raise ConfigError(
+                f"source {self.name!r}: tls_ca {self._settings.tls_ca} cannot be used: {error}",
+                "give the broker's CA as PEM",
+            ) from error
+
+
+def _drop(client: paho.Client) -> None:
+    """Close the socket without a word: the session, and what waits in it, stays at the broker."""
+    client.on_message = None
+    open_socket = client.socket()
+    if open_socket is not None:
+        client.disconnect()
+        open_socket.close()
+
+
+def _metric(template: str, match: re.Match[str]) -> str:
+    def place(found: re.Match[str]) -> str:
+        return (match.group(int(found.group(1))) or "").replace("/", ".")
+
+    return _PLACE.sub(place, template)
+
+
+def _make(context: SourceContext, given: MqttSourceSettings) -> MqttSource:
+    return MqttSource(context.outlet, given, name=context.name)
+
+
+KIND = SourceKind(MqttSourceSettings, _make)
