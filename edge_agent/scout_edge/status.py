@@ -14,6 +14,7 @@ import contextlib
 import datetime as dt
 import html
 import json
+import re
 import shutil
 import urllib.error
 import urllib.request
@@ -34,6 +35,7 @@ DISK_WARN_BYTES = 256 * 1024 * 1024
 SKEW_WARN_SECONDS = 60.0
 
 _ANSWER_SECONDS = 5.0
+_ERRNO = re.compile(r"\[Errno -?[0-9]+\] ")  # a number that tells a technician nothing
 _START = "sudo systemctl start scout-edge"
 # What aiomqtt and paho say when the broker knows the device and does not want it.
 DENIED = ("not authori", "bad user name", "bad username", "banned", "identifier")
@@ -174,7 +176,7 @@ def headline(shown: dict[str, Any]) -> Headline:
             f"the broker is there, the hub does not answer yet; {held}.",
             "nothing in the store: if it lasts longer than an hour, tell the engineer on call",
         )
-    reason = shown["last_error"] or "connecting"
+    reason = _ERRNO.sub("", shown["last_error"]) or "connecting"
     if any(word in reason.lower() for word in DENIED):
         return Headline(
             REFUSED,
@@ -265,7 +267,7 @@ h1 {{ font-size: 1.25rem; margin: 0 0 12px; padding: 14px; border-radius: 8px; c
 table {{ border-collapse: collapse; width: 100% }}
 th, td {{ text-align: left; vertical-align: top; padding: 8px 6px; border-top: 1px solid #ccc;
   overflow-wrap: anywhere }}
-th {{ font-weight: 600; width: 5.5rem }}
+th {{ font-weight: 600; width: 5.5rem; white-space: nowrap; overflow-wrap: normal }}
 footer {{ color: #555; font-size: .85rem; margin-top: 12px }}
 @media (prefers-color-scheme: dark) {{ body {{ color: #eee; background: #161616 }}
   th, td {{ border-color: #444 }} footer {{ color: #aaa }} }}

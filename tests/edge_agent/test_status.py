@@ -59,7 +59,7 @@ OFFLINE = {"connected": False, "hub_answers": False, "backlog_records": 1200}
         ({"damaged_segments": 2}, "SENDING: the hub confirms, but 2 damaged", "SD card"),
         ({"running": False}, "STOPPED: the agent does not run; nothing waits.", "systemctl start"),
         (
-            {**OFFLINE, "last_error": "Network is unreachable"},
+            {**OFFLINE, "last_error": "[Errno 101] Network is unreachable"},
             "WAITING: no connection to the broker (Network is unreachable); 1,200 records safe",
             "cable",
         ),
