@@ -168,6 +168,7 @@ class Agent:
             "buffer_bytes": status.buffer_bytes,
             "buffer_max_bytes": status.max_bytes,
             "damaged_segments": status.damaged_segments,
+            "given_up_records": status.given_up_records,
             "fenced": status.fenced,
             "connected": link.connected,
             "hub_answers": link.connected and self.forwarder.heard,

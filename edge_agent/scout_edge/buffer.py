@@ -27,6 +27,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
@@ -90,7 +91,9 @@ class BufferStatus:
     ledger: tuple[LedgerEntry, ...]
     fenced: bool
     damaged_segments: int
-    """Segments whose bytes changed on disk, seen since the start; kept, not sent."""
+    """Segments whose bytes changed on disk, seen since the start."""
+    given_up_records: int
+    """Records of this file that were accepted and cannot be delivered; each is declared in a gap."""
 
     @property
     def backlog_records(self) -> int:
@@ -255,9 +258,25 @@ class Buffer:
     ) -> list[StoredSegment]:
         """The next sealed segments after ``sequence``, oldest first, without those at the hub.
 
-        At least one, if there is one, then as many as fit ``limit_bytes`` and ``limit``. A segment
-        whose bytes no longer match their checksum is left out, logged and counted; it stays.
+        At least one, if there is one, then as many as fit ``limit_bytes`` and ``limit``. In the
+        place of a segment whose bytes no longer match their checksum comes the gap that declares
+        it given up: the hub is told, and the watermark moves on.
+
+        Raises:
+            TransientError: the disk fails.
         """
+        while True:
+            found, damaged = self._read_segments(sequence, limit_bytes, limit)
+            if not damaged:
+                return found
+            self._damaged.add(damaged)
+            records = self._submit(partial(self._journal.give_up_damaged, damaged))
+            log.error("segment.damaged", first_sequence=damaged, given_up_records=records)
+
+    def _read_segments(
+        self, sequence: int, limit_bytes: int, limit: int
+    ) -> tuple[list[StoredSegment], int]:
+        """As ``segments_after``; and the first sequence of a damaged one on the way, or 0."""
         found: list[StoredSegment] = []
         size = 0
         with self._reader_used():
@@ -275,14 +294,13 @@ class Buffer:
                 if covered := self._covered_until(first, sequence):
                     sequence = covered
                 elif zlib.crc32(body) != crc:
-                    self._damaged.add(first)
-                    log.error("segment.damaged", first_sequence=first, records=records)
+                    return [], first
                 elif len(found) == limit or (found and size + len(body) > limit_bytes):
                     break
                 else:
                     found.append(StoredSegment(first, records, kind, body))
                     size += len(body)
-        return found
+        return found, 0
 
     def _covered_until(self, first: int, last: int) -> int:
         """End of the committed range that holds all of first..last, or 0."""
@@ -516,6 +534,7 @@ def _status(reader: sqlite3.Connection, path: Path, max_bytes: int, damaged: int
         ledger=ledger,
         fenced=bool(meta["fenced"]),
         damaged_segments=damaged,
+        given_up_records=meta.get("given_up", 0),
     )
 
 
