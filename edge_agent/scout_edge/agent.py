@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from scout_edge import forwarder
+from scout_edge import forwarder, recovery
 from scout_edge.buffer import Buffer
 from scout_edge.config import EdgeSettings
 from scout_edge.forwarder import Forwarder
@@ -97,6 +99,7 @@ class Agent:
             thread.start()
         forwarding = asyncio.create_task(self.forwarder.run(), name="forwarder")
         forwarding.add_done_callback(lambda _: stop.set())
+        recovering = asyncio.create_task(self._deliver_recovered(), name="recovery")
         log.info(
             "agent.started",
             device_id=self.settings.device.id,
@@ -114,11 +117,18 @@ class Agent:
                 await self.forwarder.drain(self.settings.mqtt.drain_seconds)
         finally:
             ending.set()
+            recovering.cancel()
+            await asyncio.gather(recovering, return_exceptions=True)
             await forwarder.stopped(forwarding)
         status = self.buffer.status()
         log.info("agent.stopped", backlog_records=status.backlog_records)
         if failures:
             raise failures[0]
+
+    async def _deliver_recovered(self) -> None:
+        """Send what was found in damaged files, beside the new data, until the hub has all."""
+        for path in recovery.waiting(self.settings.buffer.path):
+            await _deliver(self.settings, path, math.inf)
 
     def _supervise(
         self, source: Source, stop: threading.Event, fail: Callable[[BaseException], None]
@@ -197,6 +207,9 @@ async def drain(settings: EdgeSettings, timeout_seconds: float) -> int:
             await sending.drain(timeout_seconds)
         finally:
             await forwarder.stopped(forwarding)
+        for path in recovery.waiting(settings.buffer.path):
+            if left := await _deliver(settings, path, timeout_seconds):
+                return left
         status = buffer.status()
         if status.ledger and not status.backlog_records:
             raise TransientError(
@@ -207,7 +220,7 @@ async def drain(settings: EdgeSettings, timeout_seconds: float) -> int:
 
 
 def _open_buffer(settings: EdgeSettings) -> Buffer:
-    return Buffer(
+    return recovery.open_buffer(
         settings.buffer.path,
         zone=settings.device.zone,
         max_bytes=settings.buffer.max_bytes,
@@ -215,11 +228,38 @@ def _open_buffer(settings: EdgeSettings) -> Buffer:
     )
 
 
-def _forwarder(settings: EdgeSettings, buffer: Buffer, measured: AgentMetrics) -> Forwarder:
+async def _deliver(settings: EdgeSettings, path: Path, timeout_seconds: float) -> int:
+    """Send a recovered buffer, delete it when the hub has confirmed all; returns what is left."""
+    left = 1
+    # It takes nothing new, so it needs no more room than it has, and some to seal.
+    most = settings.buffer.max_bytes + await asyncio.to_thread(recovery.size, path)
+    try:
+        with Buffer(path, zone=recovery.zone_of(path), max_bytes=most) as buffer:
+            sending = _forwarder(settings, buffer, AgentMetrics(buffer), recovered=True)
+            forwarding = asyncio.create_task(sending.run(), name="forwarder-recovered")
+            try:
+                done = await sending.drain(timeout_seconds)
+            finally:
+                await forwarder.stopped(forwarding)
+            left = 0 if done else buffer.status().backlog_records or 1
+    except* ScoutError as group:
+        # What is new goes on; this is tried again at the next start.
+        reasons = "; ".join(map(str, group.exceptions))
+        log.error("recovery.failed", file=str(path), reason=reasons)  # noqa: TRY400 - no defect
+    if not left:
+        recovery.finish(path)
+    return left
+
+
+def _forwarder(
+    settings: EdgeSettings, buffer: Buffer, measured: AgentMetrics, *, recovered: bool = False
+) -> Forwarder:
     return Forwarder(
         buffer,
         measured,
         device=settings.device,
         mqtt=settings.mqtt,
         seal_seconds=settings.buffer.seal_seconds,
+        recovered=recovered,
+        damaged_files=len(recovery.damaged_files(settings.buffer.path)),
     )

@@ -93,7 +93,7 @@ class BufferStatus:
     damaged_segments: int
     """Segments whose bytes changed on disk, seen since the start."""
     given_up_records: int
-    """Records of this file that were accepted and cannot be delivered; each is declared in a gap."""
+    """Records that were accepted and cannot be delivered; each is declared in a gap."""
 
     @property
     def backlog_records(self) -> int:
@@ -227,6 +227,17 @@ class Buffer:
         """The state that was last committed for ``source``, or None."""
         row = self._read("select state from sources where name = ?", (source,))
         return None if row is None else str(row[0])
+
+    def adopt(
+        self, offsets: Sequence[tuple[str, str]], keys: Sequence[tuple[str, bytes, int, int]]
+    ) -> None:
+        """Take over what sources rely on from a damaged file. What is known here already stays.
+
+        Args:
+            offsets: (source, state).
+            keys: (idempotency key, digest, records, accepted_ms), oldest first.
+        """
+        self._submit(partial(self._journal.adopt, offsets, keys))
 
     # -- for the forwarder ----------------------------------------------------------------------
 
@@ -396,7 +407,7 @@ class Buffer:
                 for job in group:
                     self._write([job])
             else:
-                group[0].done.set_exception(database.translated(error, self.path))
+                group[0].done.set_exception(database.in_use(error, self.path))
         else:
             for job, result in zip(group, results, strict=True):
                 if isinstance(result, ScoutError):
@@ -475,7 +486,7 @@ class Buffer:
             try:
                 yield
             except sqlite3.Error as error:
-                raise database.translated(error, self.path) from error
+                raise database.in_use(error, self.path) from error
 
     def _read(self, query: str, parameters: tuple[Any, ...]) -> Any:
         with self._reader_used():

@@ -250,6 +250,7 @@ class Journal:
             "ledger_acked": 0,
             "fenced": 0,
             "given_up": 0,
+            "recovered": 0,
         }
         self._db.executemany("insert into meta values (?, ?)", meta.items())
 
@@ -258,7 +259,9 @@ class Journal:
         meta = dict(self._db.execute("select key, value from meta"))
         self.epoch = bytes(meta.pop("epoch"))
         zone = str(meta.pop("zone"))
-        self._meta = {"given_up": 0} | {key: int(value) for key, value in meta.items()}
+        self._meta = {"given_up": 0, "recovered": 0} | {
+            key: int(value) for key, value in meta.items()
+        }
         self._stored_meta = dict(self._meta)
         self._ledger = {}
         self._tails = {READINGS: _Tail(), DOCUMENTS: _Tail()}
@@ -374,6 +377,17 @@ class Journal:
             (KEYS_KEPT, clock.wall_ms() - KEY_AGE_MS, KEYS_KEPT_AT_ANY_AGE),
         )
         self._new_keys = 0
+
+    def adopt(
+        self, offsets: Sequence[tuple[str, str]], keys: Sequence[tuple[str, bytes, int, int]]
+    ) -> None:
+        """Offsets and idempotency keys of another file; what is known here already stays."""
+        self._db.executemany("insert or ignore into sources values (?, ?)", offsets)
+        self._db.executemany(
+            "insert or ignore into idempotency (key, digest, records, accepted_ms)"
+            " values (?, ?, ?, ?)",
+            keys,
+        )
 
     # -- sealing --------------------------------------------------------------------------------
 
@@ -522,7 +536,10 @@ class Journal:
         receipt is believed, because new records get sequences that the hub takes for stored.
         """
         highest = max([receipt.watermark, *(high for _, high in receipt.ranges)])
-        if highest >= self.next_sequence:
+        if highest >= self.next_sequence and self._meta["recovered"]:
+            # Made of a damaged file: it may not know its own end, and gives no new sequences.
+            self._meta["next_sequence"] = highest + 1
+        elif highest >= self.next_sequence:
             self._meta["fenced"] = 1
             self._store_meta()
         if not self._meta["fenced"]:

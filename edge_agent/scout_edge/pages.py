@@ -168,11 +168,11 @@ def _varint(page: bytes, at: int) -> tuple[int, int]:
         if at + i >= len(page):
             return 0, len(page)
         byte = page[at + i]
-        if i == 8:  # noqa: PLR2004 - the ninth byte has eight bits
+        if i == 8:
             value = value << 8 | byte
             return value - (1 << 64) if value >> 63 else value, at + 9
         value = value << 7 | byte & 0x7F
-        if byte < 0x80:  # noqa: PLR2004 - the high bit says that another follows
+        if byte < 0x80:
             return value, at + i + 1
     raise AssertionError
 
@@ -196,13 +196,13 @@ def _record(payload: bytes) -> Row | None:
         if kind in _INTEGER_BYTES:
             end = at + _INTEGER_BYTES[kind]
             columns.append(int.from_bytes(payload[at:end], "big", signed=True))
-        elif kind == 7:  # noqa: PLR2004 - a float; none of our tables has one
+        elif kind == 7:
             end = at + 8
             columns.append(None)
         elif kind in (0, 8, 9):
             end = at
             columns.append({0: None, 8: 0, 9: 1}[kind])
-        elif kind >= 12:  # noqa: PLR2004 - even: bytes, odd: text
+        elif kind >= 12:
             end = at + (kind - 12) // 2
             piece = payload[at:end]
             columns.append(piece.decode("utf-8", "replace") if kind % 2 else piece)
@@ -223,7 +223,7 @@ def _frames(wal: Path) -> dict[int, bytes]:
     if len(content) < _WAL_HEADER:
         return {}
     magic, _, page_bytes, _, salt1, salt2, sum1, sum2 = struct.unpack_from(">8I", content)
-    if magic & ~1 != 0x377F0682 or page_bytes != PAGE_BYTES:  # noqa: PLR2004 - SQLite's magic
+    if magic & ~1 != 0x377F0682 or page_bytes != PAGE_BYTES:
         return {}
     order = ">" if magic & 1 else "<"
     sums = _checksum(content[:24], order, (0, 0))

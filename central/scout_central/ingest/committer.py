@@ -260,7 +260,7 @@ class Committer:
         for position, item in enumerate(batch):
             if isinstance(item, UnreadableArrival):
                 set_aside(connection, work, position, item)
-        greet(connection, batch, streams, received_ms)
+        greet(connection, work, batch, streams)
         set_online(connection, batch)
         write_tallies(connection, work)
         receipts = read_receipts(connection, batch, streams, received_ms)

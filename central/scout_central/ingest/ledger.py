@@ -215,9 +215,9 @@ def extend_streams(connection: database.Connection, added: list[Accepted]) -> No
 
 def greet(
     connection: database.Connection,
+    work: Work,
     batch: Sequence[Parsed],
     streams: list[int | None],
-    received_ms: int,
 ) -> None:
     """What devices say of themselves; counts and versions only ever grow."""
     latest: dict[int, HelloArrival] = {}
@@ -227,7 +227,9 @@ def greet(
     for item, stream_id in zip(batch, streams, strict=True):
         if not isinstance(item, HelloArrival) or stream_id is None:
             continue
-        latest[stream_id] = by_device[item.arrival.device_id] = item
+        latest[stream_id] = item
+        if not item.hello.recovered:
+            by_device[item.arrival.device_id] = item
         versions[stream_id] = max(versions.get(stream_id, 0), item.hello.ledger_version)
         for entry in item.hello.ledger:
             key = (stream_id, entry.kind, entry.day)
@@ -244,9 +246,12 @@ def greet(
             "hellos": [hello.encode().decode() for hello in hellos],
             "intervals": [hello.interval_seconds for hello in hellos],
             "device_ms": [hello.device_time_ms for hello in hellos],
-            "hub_ms": received_ms,
+            "hub_ms": work.received_ms,
         },
     )
+    for item in by_device.values():
+        if item.hello.damaged_files:
+            _note_damage(work, item)
     hellos = [item.hello for item in latest.values()]
     connection.execute(
         sql.GREET_STREAMS,
@@ -260,6 +265,20 @@ def greet(
     )
     if produced:
         connection.execute(sql.RAISE_PRODUCED, _days_apart(produced))
+
+
+def _note_damage(work: Work, item: HelloArrival) -> None:
+    device_id, files = item.arrival.device_id, item.hello.damaged_files
+    note_error(
+        work,
+        item,
+        code="buffer_damaged",
+        severity="critical",
+        message=f"{files} damaged buffer files lie on device {device_id}: what was whole in them "
+        "is delivered under its old identity, what was not is declared as given up",
+        hint="check the SD card or disk and the power supply, change it; then keep or remove the "
+        "files named .damaged- beside its buffer",
+    )
 
 
 def set_online(connection: database.Connection, batch: Sequence[Parsed]) -> None:
