@@ -21,6 +21,7 @@ from scout_edge.buffer import Buffer
 from scout_edge.config import EdgeSettings
 from scout_edge.forwarder import Forwarder
 from scout_edge.metrics import AgentMetrics
+from scout_edge.room import Limits
 from scout_edge.sources import Source
 from scout_edge.sources.http import HttpDoor
 from scout_edge.sources.system import SystemSource
@@ -223,7 +224,12 @@ def _open_buffer(settings: EdgeSettings) -> Buffer:
     return recovery.open_buffer(
         settings.buffer.path,
         zone=settings.device.zone,
-        max_bytes=settings.buffer.max_bytes,
+        limits=Limits(
+            settings.buffer.max_bytes,
+            settings.buffer.min_free_bytes,
+            settings.buffer.document_reserve_ratio,
+            settings.buffer.readings_at_cap,
+        ),
         group_commit_seconds=settings.buffer.group_commit_seconds,
     )
 

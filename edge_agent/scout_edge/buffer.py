@@ -34,6 +34,7 @@ from typing import Any, Self, TypeVar, overload
 
 from scout_edge import database, journal
 from scout_edge.journal import Accepted, Append, Journal, KeyReusedError, Offset
+from scout_edge.room import REJECT, THIN, Limits, Room
 from scout_shared import logs
 from scout_shared.errors import ConfigError, PermanentError, ScoutError, TransientError
 from scout_shared.messages import LedgerEntry, Receipt
@@ -54,7 +55,9 @@ T = TypeVar("T")
 log = logs.get("buffer")
 
 _GROUP_APPENDS = 256  # per transaction: bounds its memory and the wait of the first caller
+_READING_BYTES = 24  # in the tail; 2 when sealed
 _RESERVED_PAGES = 16  # sealing frees the tail's pages first and needs about as many
+_GIVE_UP_SEGMENTS = 8  # per transaction: possible on an almost full disk (measured)
 _VACUUM_PAGES = 256  # given back to the file system at once: 1 MB
 
 
@@ -109,6 +112,7 @@ class Buffer:
             a second process out.
         zone: IANA zone in which business days are counted.
         max_bytes: the file never grows beyond this; then appends are refused, nothing is lost.
+        limits: instead of ``max_bytes``, all that ``room.Limits`` knows.
         group_commit_seconds: how long the first append of a group waits for others. 0: not at all;
             those that arrive during a commit form the next group anyway.
 
@@ -123,10 +127,15 @@ class Buffer:
         *,
         zone: str,
         max_bytes: int = 1 << 30,
+        limits: Limits | None = None,
         group_commit_seconds: float = 0.0,
     ) -> None:
+        self._limits = limits if limits is not None else Limits(max_bytes)
+        max_bytes = self._limits.max_bytes
         if max_bytes < database.MIN_BYTES:
             raise ConfigError(f"max_bytes {max_bytes} is less than {database.MIN_BYTES}")
+        self._room = Room(path, self._limits)
+        self._given_up_to = 0
         self.path = path
         self.calendar = BusinessCalendar(zone)
         self._max_bytes = max_bytes
@@ -149,6 +158,7 @@ class Buffer:
                 self._load()
             self._reader = stack.enter_context(contextlib.closing(database.open_reader(path)))
             self._resources = stack.pop_all()
+        self._room.keep_ballast()
         self._publish()
         # A daemon, so that a program that forgot to close ends; what was promised is committed.
         self._thread = threading.Thread(target=self._write_jobs, name="buffer-writer", daemon=True)
@@ -382,6 +392,7 @@ class Buffer:
             if self._freed:
                 self._freed = False
                 self._shrink()
+                self._room.keep_ballast()
             if last:
                 return
 
@@ -403,7 +414,9 @@ class Buffer:
         try:
             results = self._transaction(group)
         except Exception as error:  # noqa: BLE001 - a caller waits for every job: it gets the error
-            if len(group) > 1:
+            if self._is_urgent(group, error) and self._room.let_go():
+                self._write(group)
+            elif len(group) > 1:
                 for job in group:
                     self._write([job])
             else:
@@ -418,12 +431,12 @@ class Buffer:
     def _transaction(self, group: list[_Job]) -> list[Any]:
         """Do a group's work and commit. Raises what SQLite raises; then nothing was done."""
         try:
-            self._cap(any(isinstance(job.work, Append) for job in group))
+            refused = self._make_room(group)
             self._writer.execute("begin immediate")
             if self._stale:
                 self._journal.load()
                 self._stale = False
-            results = [self._work(job.work) for job in group]
+            results = [self._work(job.work, refused) for job in group]
             self._journal.flush()
             self._writer.execute("commit")
         except BaseException:
@@ -434,19 +447,98 @@ class Buffer:
         self._publish()
         return results
 
-    def _cap(self, accepting: bool) -> None:
-        """At the cap SQLite refuses inserts cleanly, and deletes still work.
+    def _make_room(self, group: list[_Job]) -> TransientError | None:
+        """Set the cap for a group; make room for its records if the policy allows it.
 
-        Some pages are kept from appends, so that a full buffer can still be sealed and sent.
+        At the cap SQLite refuses inserts cleanly, and deletes still work. Some pages are kept from
+        appends, so that a full buffer can still be sealed and sent, and some from readings.
+
+        Returns:
+            why the readings of the group are refused, if they are.
         """
-        pages = self._max_bytes // database.PAGE_BYTES - (_RESERVED_PAGES if accepting else 0)
+        appends = [job.work for job in group if isinstance(job.work, Append)]
+        if not appends:
+            # What makes room may use all of the disk: the floor is for growth.
+            self._cap(self._limits.max_bytes // database.PAGE_BYTES)
+            return None
+        used, count = self._pages()
+        most = self._room.pages(count)
+        self._cap(most - _RESERVED_PAGES)
+        needed = sum(map(_pages_needed, appends))
+        wants_readings = any(work.kind == READINGS and work.records for work in appends)
+        if not needed:
+            return None
+        top = most - _RESERVED_PAGES
+        if wants_readings:
+            top -= self._room.reserved_pages(most)
+        if used + needed > top and self._limits.readings_at_cap != REJECT:
+            used = self._give_up_readings(top - needed)
+            self._cap(most - _RESERVED_PAGES)
+        if used + needed <= top or not wants_readings:
+            return None
+        return database.full(self._room.is_disk_full())
+
+    def _cap(self, pages: int) -> None:
         if pages != self._max_pages:
             self._writer.execute(f"pragma max_page_count = {pages}")
             self._max_pages = pages
 
-    def _work(self, work: Append | Callable[[], Any]) -> Any:
+    def _pages(self) -> tuple[int, int]:
+        """Pages in use, and pages of the file."""
+        (count,) = self._writer.execute("pragma page_count").fetchone()
+        (free,) = self._writer.execute("pragma freelist_count").fetchone()
+        return count - free, count
+
+    def _give_up_readings(self, pages: int) -> int:
+        """Give up old readings until no more than ``pages`` are in use; returns those that are.
+
+        Each chunk and the gaps that declare it are one transaction. Thinning begins again at the
+        oldest when it has come to the newest.
+        """
+        policy = self._limits.readings_at_cap
+        every = 2 if policy == THIN else 1
+        used, _ = self._pages()
+        records = 0
+        self._cap(self._limits.max_bytes // database.PAGE_BYTES)
+        while used > pages:
+            try:
+                self._writer.execute("begin immediate")
+                if self._stale:
+                    self._journal.load()
+                    self._stale = False
+                given_up, reached = self._journal.give_up_readings(
+                    self._given_up_to, _GIVE_UP_SEGMENTS, every=every, reason=policy
+                )
+                self._writer.execute("commit")
+            except sqlite3.OperationalError:
+                self._stale = True
+                if self._writer.in_transaction:
+                    self._writer.execute("rollback")
+                if self._room.is_disk_full() and self._room.let_go():
+                    continue
+                raise
+            if not given_up and not self._given_up_to:
+                break
+            records += given_up
+            self._given_up_to = reached
+            used, _ = self._pages()
+        if records:
+            log.warning("readings.given_up", records=records, policy=policy)
+        return used
+
+    def _is_urgent(self, group: list[_Job], error: Exception) -> bool:
+        """Whether the disk is full and this is what makes room: never an append."""
+        return (
+            isinstance(error, sqlite3.OperationalError)
+            and not any(isinstance(job.work, Append) for job in group)
+            and self._room.is_disk_full()
+        )
+
+    def _work(self, work: Append | Callable[[], Any], refused: TransientError | None) -> Any:
         if not isinstance(work, Append):
             return work()
+        if refused is not None and work.kind == READINGS and work.records:
+            return refused
         try:
             return self._journal.append(work)
         except PermanentError as error:  # refused before anything was changed
@@ -497,6 +589,19 @@ class Buffer:
 class _Job:
     work: Append | Callable[[], Any]
     done: Future[Any]
+
+
+def _pages_needed(work: Append) -> int:
+    """About the pages that an append takes until it is sealed: a tail row, or segments."""
+    if not work.records:
+        return 0
+    if work.kind == READINGS:
+        size = _READING_BYTES * len(work.records)
+    else:
+        size = sum(
+            len(document.body) for document in work.records if isinstance(document, Document)
+        )
+    return size // database.PAGE_BYTES + 2
 
 
 def peek(path: Path, max_bytes: int) -> BufferStatus:

@@ -152,6 +152,19 @@ def _damaged(path: Path, detail: str) -> DamagedError:
     )
 
 
+def full(disk: bool | None = None) -> TransientError:
+    """The refusal of records for which there is no room, in the file or on the disk."""
+    what = {
+        None: "the buffer is full or the disk is",
+        True: "the disk is full",
+        False: "the buffer is full",
+    }
+    return TransientError(
+        f"{what[disk]}: nothing was accepted, nothing was lost",
+        "it empties when the hub is reachable; else raise [buffer] max_bytes or free the disk",
+    )
+
+
 def in_use(error: BaseException, path: Path) -> BaseException:
     """As ``translated``, of a file in use: damage is noted beside it.
 
@@ -170,10 +183,7 @@ def translated(error: BaseException, path: Path) -> BaseException:
         return error
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
-        return TransientError(
-            "the buffer is full or the disk is: nothing was accepted, nothing was lost",
-            "it empties when the hub is reachable; else raise [buffer] max_bytes or free the disk",
-        )
+        return full()
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return DamagedError(
             f"buffer file {path} is damaged: {error}",

@@ -264,7 +264,8 @@ class Journal:
         }
         self._stored_meta = dict(self._meta)
         self._ledger = {}
-        self._tails = {READINGS: _Tail(), DOCUMENTS: _Tail()}
+        # In this order they are sealed, and so sent: sales before telemetry.
+        self._tails = {DOCUMENTS: _Tail(), READINGS: _Tail()}
         damaged: list[tuple[int, int, int]] = []
         for row_id, kind, accepted_ms, records, crc, body in self._db.execute(
             "select id, kind, accepted_ms, records, crc, body from tail order by id"
@@ -477,6 +478,30 @@ class Journal:
             )
             return 0
         return self._replace([(first, records, kind, None)], DAMAGED)
+
+    def give_up_readings(
+        self, after: int, segments: int, *, every: int, reason: str
+    ) -> tuple[int, int]:
+        """Give up old segments of readings to make room: of those after ``after`` each ``every``th.
+
+        Documents stay. Returns the records given up and where to go on; (0, 0): there are none.
+        """
+        rows = self._db.execute(
+            "select first_sequence, records, kind, crc, body from segments"
+            " where first_sequence > max(?, ?) and kind = ? order by first_sequence limit ?",
+            (after, self.watermark, READINGS, segments * every),
+        ).fetchall()
+        chosen = rows[every - 1 :: every]
+        if not chosen:
+            return 0, 0
+        given_up = self._replace(
+            [
+                (f, n, kind, body if zlib.crc32(body) == crc else None)
+                for f, n, kind, crc, body in chosen
+            ],
+            reason,
+        )
+        return given_up, rows[-1][0]
 
     def _give_up_tail(self, row_id: int, kind: int, records: int) -> None:
         """A tail row that cannot be read: its records get their sequences, in a gap."""

@@ -40,6 +40,7 @@ from scout_edge.buffer import Buffer
 from scout_edge.database import DamagedError
 from scout_edge.journal import Journal
 from scout_edge.pages import Pages, Row
+from scout_edge.room import Limits
 from scout_shared import logs, wire
 from scout_shared.errors import ConfigError, TransientError, WireError
 from scout_shared.wire import GAP, GivenUp
@@ -66,7 +67,9 @@ class Report:
     """The file's own counts agree with each other: nothing is missing that is not declared."""
 
 
-def open_buffer(path: Path, *, zone: str, max_bytes: int, group_commit_seconds: float) -> Buffer:
+def open_buffer(
+    path: Path, *, zone: str, limits: Limits, group_commit_seconds: float = 0.0
+) -> Buffer:
     """The buffer at ``path``; a damaged one is set aside and searched first.
 
     Raises:
@@ -75,9 +78,7 @@ def open_buffer(path: Path, *, zone: str, max_bytes: int, group_commit_seconds: 
     """
 
     def opened() -> Buffer:
-        return Buffer(
-            path, zone=zone, max_bytes=max_bytes, group_commit_seconds=group_commit_seconds
-        )
+        return Buffer(path, zone=zone, limits=limits, group_commit_seconds=group_commit_seconds)
 
     with database.locked(path):
         _finish_setting_aside(path)

@@ -97,7 +97,7 @@ def test_small_appends_wait_unsealed_and_get_sequences_when_sealed(buffer: Buffe
     assert buffer.seal() == 5
     assert buffer.status().unsealed_records == 0
     segments = stored(buffer)
-    assert [(s.first_sequence, s.records, s.kind) for s in segments] == [(1, 3, 1), (4, 2, 2)]
+    assert [(s.first_sequence, s.records, s.kind) for s in segments] == [(1, 2, 2), (3, 3, 1)]
     found, bodies = contents(segments)
     assert found == Counter(readings(3))
     assert bodies == documents(buffer, 2)

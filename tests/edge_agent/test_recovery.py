@@ -16,6 +16,7 @@ from scout_edge.buffer import Buffer, Offset, StoredSegment
 from scout_edge.config import load
 from scout_edge.database import DamagedError
 from scout_edge.pages import PAGE_BYTES
+from scout_edge.room import Limits
 from scout_shared import wire
 from scout_shared.errors import PermanentError
 from scout_shared.messages import Receipt
@@ -35,7 +36,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def opened(path: Path) -> Buffer:
-    return recovery.open_buffer(path, zone=ZONE, max_bytes=1 << 30, group_commit_seconds=0.0)
+    return recovery.open_buffer(path, zone=ZONE, limits=Limits())
 
 
 def sales(buffer: Buffer, count: int, first: int = 0) -> list[Document]:
