@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scout_edge import agent, buffer, config
+from scout_edge import agent, buffer, buffer_cli, config
 from scout_shared import __version__, logs
 from scout_shared.errors import ConfigError, ScoutError, TransientError
 
@@ -127,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--json", action="store_true", help="the settings with all defaults, as JSON"
     )
+    buffer_cli.add_to(commands, with_config, _load)
     command("version", _version, "print the version")
     return parser
 

@@ -112,7 +112,7 @@ class Hello:
     counters: dict[str, int] = field(default_factory=dict)
     """Counted events since start, e.g. ``refused_records``, ``reconnects``."""
     recovered: bool = False
-    """Of what was found in a damaged buffer file, beside the device's own hello."""
+    """Beside the device's own hello: of what a damaged buffer file held, or of an export."""
     damaged_files: int = 0
     """Damaged buffer files that lie on the device: someone must look at its storage."""
 

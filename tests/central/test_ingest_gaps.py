@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -10,6 +11,7 @@ import pytest
 
 from scout_central.ingest import Committer, Outcome
 from scout_shared import wire
+from scout_shared.messages import Hello
 from scout_shared.zones import UNKNOWN_DAY
 from tests.central.segments import (
     DAY,
@@ -141,3 +143,26 @@ def test_a_gap_whose_body_is_bad_is_poison_like_any_other(
     outcomes = [committer.commit([data(bad)]).outcomes for _ in range(3)]
     assert outcomes == [[REFUSED], [REFUSED], [QUARANTINED]]
     assert query("select kind, records from metadata.received_counts") == [(wire.UNKNOWN_KIND, 60)]
+
+
+def test_damaged_files_on_a_device_are_an_incident(committer: Committer, query: Query) -> None:
+    said = dataclasses.replace(Hello.decode(hello()), damaged_files=2)
+    committer.commit([greeting(said.encode())])
+    committer.commit([greeting(said.encode())])
+    assert query("select code, severity, occurrences from metadata.error_log") == [
+        ("buffer_damaged", "critical", 2)
+    ]
+
+
+def test_what_a_damaged_file_held_does_not_speak_for_the_device(
+    committer: Committer, query: Query
+) -> None:
+    committer.commit([greeting(hello())])
+    old = dataclasses.replace(
+        Hello.decode(hello([(DAY, wire.READINGS, 5)], version=1, epoch=b"O" * 16)),
+        recovered=True,
+        buffer_bytes=7,
+    )
+    committer.commit([greeting(old.encode())])
+    assert query("select hello ->> 'buffer_bytes' from metadata.devices") == [("4096",)]
+    assert query("select records from metadata.produced_counts") == [(5,)]
