@@ -19,6 +19,7 @@ from typing import Any
 from scout_edge import forwarder, recovery
 from scout_edge.buffer import Buffer
 from scout_edge.config import EdgeSettings
+from scout_edge.database import DamagedError
 from scout_edge.forwarder import Forwarder
 from scout_edge.metrics import AgentMetrics
 from scout_edge.room import Limits
@@ -180,6 +181,7 @@ class Agent:
             "buffer_max_bytes": status.max_bytes,
             "damaged_segments": status.damaged_segments,
             "given_up_records": status.given_up_records,
+            "damaged_files": self.forwarder.damaged_files,
             "fenced": status.fenced,
             "connected": link.connected,
             "hub_answers": link.connected and self.forwarder.heard,
@@ -248,6 +250,10 @@ async def _deliver(settings: EdgeSettings, path: Path, timeout_seconds: float) -
             finally:
                 await forwarder.stopped(forwarding)
             left = 0 if done else buffer.status().backlog_records or 1
+    except* DamagedError as group:
+        recovery.search_again(path)
+        reasons = "; ".join(map(str, group.exceptions))
+        log.error("recovery.damaged", file=str(path), reason=reasons)  # noqa: TRY400 - no defect
     except* ScoutError as group:
         # What is new goes on; this is tried again at the next start.
         reasons = "; ".join(map(str, group.exceptions))

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scout_edge import agent, buffer, buffer_cli, config
+from scout_edge import agent, buffer, buffer_cli, config, recovery
 from scout_shared import __version__, logs
 from scout_shared.errors import ConfigError, ScoutError, TransientError
 
@@ -215,6 +215,8 @@ def _read_file(settings: config.EdgeSettings) -> dict[str, Any]:
         "buffer_bytes": status.buffer_bytes,
         "buffer_max_bytes": status.max_bytes,
         "fenced": status.fenced,
+        "given_up_records": status.given_up_records,
+        "damaged_files": len(recovery.damaged_files(settings.buffer.path)),
         "connected": False,
         "hub_answers": False,
     }
@@ -242,8 +244,12 @@ def _status_text(shown: dict[str, Any]) -> str:
     ]
     if shown["fenced"]:
         lines.append("FENCED    the hub holds more than this file gave: an old copy, or a twin")
-    if shown.get("damaged_segments"):
-        lines.append(f"DAMAGED   {shown['damaged_segments']} segments changed on disk; kept")
+    if shown.get("given_up_records"):
+        lines.append(f"GIVEN UP  {shown['given_up_records']:,} records, each declared to the hub")
+    if shown.get("damaged_files"):
+        lines.append(
+            f"DAMAGED   {shown['damaged_files']} buffer files lie aside: check the storage"
+        )
     return "\n".join(lines)
 
 

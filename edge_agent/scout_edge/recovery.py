@@ -95,7 +95,13 @@ def open_buffer(
         for damaged in damaged_files(path):
             _search(damaged, recovered_name(damaged), zone)
         for recovered in waiting(path):
-            _hand_over(recovered, buffer)
+            try:
+                _hand_over(recovered, buffer)
+            except DamagedError as error:
+                search_again(recovered)
+                log.error("recovery.damaged", reason=error.message)  # noqa: TRY400 - no defect
+        for damaged in damaged_files(path):
+            _search(damaged, recovered_name(damaged), zone)
     except BaseException:
         buffer.close()
         raise
@@ -123,13 +129,23 @@ def recovered_name(damaged: Path) -> Path:
 
 def zone_of(recovered: Path) -> str:
     """The zone in which the records of ``recovered`` were counted."""
-    with contextlib.closing(database.open_reader(recovered)) as reader:
+    with (
+        database.kept(recovered),
+        contextlib.closing(database.open_reader(recovered)) as reader,
+    ):
         return str(reader.execute("select value from meta where key = 'zone'").fetchone()[0])
 
 
 def size(recovered: Path) -> int:
     """Bytes of a recovered buffer."""
     return recovered.stat().st_size
+
+
+def search_again(recovered: Path) -> None:
+    """``recovered`` is damaged too: at the next start it is made anew of the damaged file."""
+    for damaged in damaged_files(recovered.with_name(recovered.name.rpartition(".recovered-")[0])):
+        if recovered_name(damaged) == recovered:
+            _report_name(damaged).unlink(missing_ok=True)
 
 
 def finish(recovered: Path) -> None:
@@ -227,8 +243,9 @@ def _search(damaged: Path, target: Path, zone: str) -> None:
     if _report_name(damaged).exists():
         return
     part = target.with_name(target.name + ".part")
-    for suffix in ("", "-wal", "-shm"):
-        part.with_name(part.name + suffix).unlink(missing_ok=True)
+    for stale in (part, target):  # a search that was cut off, or must be done again
+        for suffix in ("", "-wal", "-shm", database.SUSPECT):
+            stale.with_name(stale.name + suffix).unlink(missing_ok=True)
     try:
         report = _rebuild(damaged, part, zone)
         if report.epoch:
@@ -413,7 +430,10 @@ def _known(zone: str) -> str:
 
 def _hand_over(recovered: Path, buffer: Buffer) -> None:
     """What the sources rely on: where they read, and which requests are known. Safe to repeat."""
-    with contextlib.closing(database.open_reader(recovered)) as reader:
+    with (
+        database.kept(recovered),
+        contextlib.closing(database.open_reader(recovered)) as reader,
+    ):
         offsets: list[Any] = reader.execute("select name, state from sources").fetchall()
         keys: list[Any] = reader.execute(
             "select key, digest, records, accepted_ms from idempotency order by id"

@@ -648,6 +648,19 @@ def test_a_segment_whose_own_checksums_hold_is_sent(path: Path) -> None:
         assert buffer.status().given_up_records == 0
 
 
+def test_a_segment_that_belongs_elsewhere_is_not_sent(path: Path) -> None:
+    with reopened(path.with_name("other.db")) as other:
+        other.append_readings(readings(1000))
+        (foreign,) = stored(other)
+    with reopened(path) as buffer:
+        buffer.append_readings(readings(1000))
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("update segments set body = ?, crc = crc + 1", (foreign.body,))
+    with reopened(path) as buffer:
+        (gap,) = buffer.segments_after(0, 1 << 20)
+        assert (gap.kind, gap.records) == (wire.GAP, 1000)
+
+
 def flip(path: Path, wanted: bytes) -> None:
     """Change one bit of the last place in the file where ``wanted`` stands."""
     content = path.read_bytes()
