@@ -125,12 +125,13 @@ def test_records_that_come_after_all_land_and_close_their_gap(
 def test_records_of_which_nobody_knows_the_kind_are_put_against_what_both_kinds_lack(
     committer: Committer, query: Query
 ) -> None:
-    ledger = [(DAY, wire.READINGS, 55), (DAY, wire.DOCUMENTS, 5)]
+    ledger = [(DAY, wire.READINGS, 55), (DAY, wire.DOCUMENTS, 3), (UNKNOWN_DAY, wire.DOCUMENTS, 2)]
     committer.commit([greeting(hello(ledger, version=1)), data(readings(1, 50))])
     lost = wire.GivenUp(10, wire.UNKNOWN_KIND, "damaged", {UNKNOWN_DAY: 10})
     assert receipt(committer.commit([data(gap(51, lost))])) == (60, ())
     assert query(EQUATION) == [
-        ("documents", DAY, 5, 0, 0, 5, 0, 0),
+        ("documents", DAY, 3, 0, 0, 3, 0, 0),
+        ("documents", None, 2, 0, 0, 2, 0, 0),
         ("readings", DAY, 55, 50, 0, 5, 0, 0),
         ("unknown", None, 0, 10, 10, -10, 0, 0),
     ]

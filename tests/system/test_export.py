@@ -20,6 +20,7 @@ from scout_edge.buffer import Buffer
 from scout_edge.room import Limits
 from scout_shared import logs
 from scout_shared.messages import Receipt
+from tests.edge_agent import test_recovery
 from tests.edge_agent.records import ZONE, documents, readings, stored
 from tests.edge_agent.test_cli import write
 
@@ -138,6 +139,35 @@ def test_an_export_also_carries_what_was_recovered_from_a_damaged_file(
     assert edge.main(["buffer", "export", "--config", str(config), str(stick)]) == 0
     assert hub.main(["import", str(stick)]) == 0
     assert in_bronze(database) == (2500, 2500, 50, 50)
+
+
+def test_the_account_balances_after_pages_were_lost(
+    config: Path, path: Path, database: str, committer: Committer
+) -> None:
+    """What was whole landed, what was not is given up, and nothing else is missing."""
+    test_recovery.filled(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: 30 * 4096] + b"\xff" * (20 * 4096) + content[50 * 4096 :])
+    path.with_name(path.name + edge_database.SUSPECT).touch()
+    recovery.open_buffer(path, zone=ZONE, limits=Limits()).close()
+    stick = path.with_name("stick.scout")
+    assert edge.main(["buffer", "export", "--config", str(config), str(stick)]) == 0
+    assert hub.main(["import", str(stick)]) == 0
+    accepted = sum((test_recovery.READINGS_SEALED, test_recovery.DOCUMENTS_SEALED, 40))
+    with psycopg.connect(database) as connection:
+        (account,) = connection.execute(
+            "select sum(produced), sum(received), sum(given_up), sum(undated), sum(in_transit),"
+            " sum(remainder) from metadata.reconciliation"
+        ).fetchall()
+        (declared,) = connection.execute("select sum(records) from metadata.gaps").fetchall()
+    produced, received, given_up, undated, in_transit, remainder = account
+    assert (produced, received) == (accepted, accepted)
+    assert given_up == declared[0] > 0
+    assert (undated, in_transit, remainder) == (0, 0, 0)
+    rows = in_bronze(database)
+    assert rows[0] == rows[1]
+    assert rows[0] + rows[2] + given_up == accepted
+    assert hub.main(["reconcile"]) == 0
 
 
 def test_a_file_that_was_not_copied_whole_gives_what_it_has_and_says_so(

@@ -267,8 +267,7 @@ lacking as (
     select
         dated.*,
         case
-            when dated.kind > 0 and dated.business_date is not null
-                then dated.short - dated.dated
+            when dated.kind > 0 then dated.short - greatest(dated.dated, 0)
             else 0
         end as rest,
         coalesce(max(
