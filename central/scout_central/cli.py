@@ -44,6 +44,7 @@ RECONCILIATION_COLUMNS = (
     "duplicate",
     "quarantined",
     "excluded",
+    "given_up",
     "in_transit",
     "pending",
     "remainder",
@@ -60,6 +61,7 @@ select
     duplicate,
     quarantined,
     excluded,
+    given_up,
     in_transit,
     pending,
     remainder
@@ -168,10 +170,20 @@ def _parser() -> argparse.ArgumentParser:
         _reconcile,
         "show per device and business day where each record is",
         "produced = received + in transit, received = landed + duplicate + quarantined + excluded "
-        "+ pending. Exits with 1 when a remainder is left: that is an incident.",
+        "+ given up + pending. Exits with 1 when a remainder is left: that is an incident.",
     )
     reconcile.add_argument("--day", metavar="YYYY-MM-DD", help="only this business day")
     _json(reconcile)
+
+    imported = command(
+        "import",
+        _import,
+        "take in what 'scout-edge buffer export' wrote to a file",
+        "Safe to repeat; what also comes by MQTT is stored once. Exits with 65 when a part of the "
+        "file is damaged: what was whole is stored, export again.",
+    )
+    imported.add_argument("file", type=Path, help="the file, e.g. on a USB stick")
+    _json(imported)
 
     token = command(
         "token",
@@ -317,6 +329,29 @@ def _reconcile(options: argparse.Namespace, settings: config.Settings) -> int:
     records = [dict(zip(RECONCILIATION_COLUMNS, row, strict=True)) for row in rows]
     _show(records, as_json=options.json)
     return 1 if any(record["remainder"] for record in records) else 0
+
+
+def _import(options: argparse.Namespace, settings: config.Settings) -> int:
+    from contextlib import closing
+
+    from scout_central.ingest import Committer, Outcome, import_export
+
+    try:
+        with options.file.open("rb") as file, closing(Committer(settings.database_dsn())) as door:
+            done = import_export(door, file)
+    except OSError as error:
+        raise ConfigError(
+            f"{options.file} cannot be read: {error.strerror}", "check the name and the stick"
+        ) from error
+    if options.json:
+        print(json.dumps(_plain(done)))
+    else:
+        said = ", ".join(f"{count:,} {outcome}" for outcome, count in done.outcomes.items())
+        print(f"device {done.device_id} in store {done.store_id}: {said or 'no segments'}")
+        if done.damage:
+            print(f"the rest of the file cannot be read: {done.damage}; export again")
+    refused = done.outcomes.get(str(Outcome.REFUSED), 0)
+    return PermanentError.exit_code if done.damage or refused else 0
 
 
 def _token(options: argparse.Namespace, _settings: config.Settings) -> int:

@@ -357,7 +357,7 @@ def produced_side(row: answers.ReconciliationRow) -> tuple[Term, ...]:
 
 
 def outcome_side(row: answers.ReconciliationRow) -> tuple[Term, ...]:
-    """Right of it: what became of them. What is under way is shown only while something is."""
+    """Right of it: what became of them. Under way and given up: only when there is any."""
     terms = [
         Term(row.landed, "landed", "in silver"),
         Term(row.duplicate, "duplicate", "the same sale again; counted once"),
@@ -365,6 +365,7 @@ def outcome_side(row: answers.ReconciliationRow) -> tuple[Term, ...]:
         Term(row.excluded, "excluded", "left out by a named rule"),
     ]
     for number, label, meaning in (
+        (row.given_up, "given up", "accepted, then lost at the device, which declared it"),
         (row.pending, "pending", "at the hub, not yet judged"),
         (row.in_transit, "in transit", "at the device or on the way"),
         (row.undated, "undated", "of segments whose days cannot be read"),
@@ -411,6 +412,7 @@ def total(rows: Sequence[answers.ReconciliationRow]) -> answers.ReconciliationRo
         duplicate=add("duplicate"),
         quarantined=add("quarantined"),
         excluded=add("excluded"),
+        given_up=add("given_up"),
         undated=add("undated"),
         in_transit=add("in_transit"),
         pending=add("pending"),

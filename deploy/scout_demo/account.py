@@ -100,7 +100,7 @@ def equation(row: answers.ReconciliationRow) -> str:
     return (
         f"{row.kind}: produced {row.produced:,}{unreported} = landed {row.landed:,}"
         f" + duplicate {row.duplicate:,} + quarantined {row.quarantined:,}"
-        f" + excluded {row.excluded:,} + in transit {row.in_transit:,}"
+        f" + excluded {row.excluded:,} + given up {row.given_up:,} + in transit {row.in_transit:,}"
         f" + pending {row.pending:,} + remainder {row.remainder:,}"
     )
 

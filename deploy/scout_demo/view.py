@@ -219,16 +219,20 @@ def _equation(picture: Picture) -> RenderableType:
     if not picture.equation:
         return Text("  the hub has not given an account yet", style="yellow")
     table = Table.grid(padding=(0, 2))
-    heads = ("", "produced", "=", "landed", "duplicate", "quarantined", "excluded", "in transit")
+    heads = ("", "produced", "=", "landed", "duplicate", "quarantined", "excluded", "given up")
     table.add_row(
-        *(Text(h, style="dim") for h in ("  account", *heads[1:], "pending", "remainder"))
+        *(
+            Text(h, style="dim")
+            for h in ("  account", *heads[1:], "in transit", "pending", "remainder")
+        )
     )
     for row in picture.equation:
         table.add_row(
             f"  {row.kind}",
             f"{row.produced + row.unreported:,}",
             "=",
-            *(f"{n:,}" for n in (row.landed, row.duplicate, row.quarantined, row.excluded)),
+            *(f"{n:,}" for n in (row.landed, row.duplicate, row.quarantined)),
+            *(f"{n:,}" for n in (row.excluded, row.given_up)),
             *(f"{n:,}" for n in (row.in_transit, row.pending)),
             Text(f"{row.remainder:,}", style="green" if row.adds_up else "bold red"),
         )

@@ -15,13 +15,16 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from scout_edge import forwarder, notify, status
+from scout_edge import forwarder, notify, recovery, status
 from scout_edge.buffer import Buffer
 from scout_edge.config import EdgeSettings
+from scout_edge.database import DamagedError
 from scout_edge.forwarder import Forwarder
 from scout_edge.metrics import AgentMetrics
+from scout_edge.room import Limits
 from scout_edge.sources import Source, SourceContext, registry
 from scout_edge.sources.http import HttpDoor
 from scout_edge.sources.outlet import Outlet
@@ -113,6 +116,7 @@ class Agent:
             thread.start()
         forwarding = asyncio.create_task(self.forwarder.run(), name="forwarder")
         forwarding.add_done_callback(lambda _: stop.set())
+        recovering = asyncio.create_task(self._deliver_recovered(), name="recovery")
         log.info(
             "agent.started",
             device_id=self.settings.device.id,
@@ -136,10 +140,17 @@ class Agent:
         finally:
             ending.set()
             watching.cancel()
+            recovering.cancel()
+            await asyncio.gather(recovering, return_exceptions=True)
             await forwarder.stopped(forwarding)
         log.info("agent.stopped", backlog_records=self.buffer.status().backlog_records)
         if failures:
             raise failures[0]
+
+    async def _deliver_recovered(self) -> None:
+        """Send what was found in damaged files, beside the new data, until the hub has all."""
+        for path in recovery.waiting(self.settings.buffer.path):
+            await _deliver(self.settings, path, math.inf)
 
     def _supervise(
         self, source: Source, stop: threading.Event, fail: Callable[[BaseException], None]
@@ -205,6 +216,7 @@ class Agent:
             "uptime_seconds": round(time.monotonic() - self.metrics.started, 1),
             **status.of_buffer(self.buffer.status()),
             **status.of_machine(self.settings.buffer.path),
+            "damaged_files": self.forwarder.damaged_files,
             "connected": link.connected,
             "hub_answers": link.connected and self.forwarder.heard,
             "credit": link.credit,
@@ -233,6 +245,9 @@ async def drain(settings: EdgeSettings, timeout_seconds: float) -> int:
             await sending.drain(timeout_seconds)
         finally:
             await forwarder.stopped(forwarding)
+        for path in recovery.waiting(settings.buffer.path):
+            if records := await _deliver(settings, path, timeout_seconds):
+                return records
         left = buffer.status()
         if left.ledger and not left.backlog_records:
             raise TransientError(
@@ -266,19 +281,55 @@ def _sources(settings: EdgeSettings) -> dict[str, SourceSettings]:
 
 
 def _open_buffer(settings: EdgeSettings) -> Buffer:
-    return Buffer(
+    return recovery.open_buffer(
         settings.buffer.path,
         zone=settings.device.zone,
-        max_bytes=settings.buffer.max_bytes,
+        limits=Limits(
+            settings.buffer.max_bytes,
+            settings.buffer.min_free_bytes,
+            settings.buffer.document_reserve_ratio,
+            settings.buffer.readings_at_cap,
+        ),
         group_commit_seconds=settings.buffer.group_commit_seconds,
     )
 
 
-def _forwarder(settings: EdgeSettings, buffer: Buffer, measured: AgentMetrics) -> Forwarder:
+async def _deliver(settings: EdgeSettings, path: Path, timeout_seconds: float) -> int:
+    """Send a recovered buffer, delete it when the hub has confirmed all; returns what is left."""
+    left = 1
+    # It takes nothing new, so it needs no more room than it has, and some to seal.
+    most = settings.buffer.max_bytes + await asyncio.to_thread(recovery.size, path)
+    try:
+        with Buffer(path, zone=recovery.zone_of(path), max_bytes=most) as buffer:
+            sending = _forwarder(settings, buffer, AgentMetrics(buffer), recovered=True)
+            forwarding = asyncio.create_task(sending.run(), name="forwarder-recovered")
+            try:
+                done = await sending.drain(timeout_seconds)
+            finally:
+                await forwarder.stopped(forwarding)
+            left = 0 if done else buffer.status().backlog_records or 1
+    except* DamagedError as group:
+        recovery.search_again(path)
+        reasons = "; ".join(map(str, group.exceptions))
+        log.error("recovery.damaged", file=str(path), reason=reasons)  # noqa: TRY400 - no defect
+    except* ScoutError as group:
+        # What is new goes on; this is tried again at the next start.
+        reasons = "; ".join(map(str, group.exceptions))
+        log.error("recovery.failed", file=str(path), reason=reasons)  # noqa: TRY400 - no defect
+    if not left:
+        recovery.finish(path)
+    return left
+
+
+def _forwarder(
+    settings: EdgeSettings, buffer: Buffer, measured: AgentMetrics, *, recovered: bool = False
+) -> Forwarder:
     return Forwarder(
         buffer,
         measured,
         device=settings.device,
         mqtt=settings.mqtt,
         seal_seconds=settings.buffer.seal_seconds,
+        recovered=recovered,
+        damaged_files=len(recovery.damaged_files(settings.buffer.path)),
     )

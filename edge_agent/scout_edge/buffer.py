@@ -27,12 +27,14 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
 from scout_edge import database, journal
 from scout_edge.journal import Accepted, Append, Journal, KeyReusedError, Offset
+from scout_edge.room import REJECT, THIN, Limits, Room
 from scout_shared import logs
 from scout_shared.errors import ConfigError, PermanentError, ScoutError, TransientError
 from scout_shared.messages import LedgerEntry, Receipt
@@ -53,7 +55,9 @@ T = TypeVar("T")
 log = logs.get("buffer")
 
 _GROUP_APPENDS = 256  # per transaction: bounds its memory and the wait of the first caller
+_READING_BYTES = 24  # in the tail; 2 when sealed
 _RESERVED_PAGES = 16  # sealing frees the tail's pages first and needs about as many
+_GIVE_UP_SEGMENTS = 8  # per transaction: possible on an almost full disk (measured)
 _VACUUM_PAGES = 256  # given back to the file system at once: 1 MB
 
 
@@ -90,7 +94,9 @@ class BufferStatus:
     ledger: tuple[LedgerEntry, ...]
     fenced: bool
     damaged_segments: int
-    """Segments whose bytes changed on disk, seen since the start; kept, not sent."""
+    """Segments whose bytes changed on disk, seen since the start."""
+    given_up_records: int
+    """Records that were accepted and cannot be delivered; each is declared in a gap."""
 
     @property
     def backlog_records(self) -> int:
@@ -106,6 +112,7 @@ class Buffer:
             a second process out.
         zone: IANA zone in which business days are counted.
         max_bytes: the file never grows beyond this; then appends are refused, nothing is lost.
+        limits: instead of ``max_bytes``, all that ``room.Limits`` knows.
         group_commit_seconds: how long the first append of a group waits for others. 0: not at all;
             those that arrive during a commit form the next group anyway.
 
@@ -120,10 +127,15 @@ class Buffer:
         *,
         zone: str,
         max_bytes: int = 1 << 30,
+        limits: Limits | None = None,
         group_commit_seconds: float = 0.0,
     ) -> None:
+        self._limits = limits if limits is not None else Limits(max_bytes)
+        max_bytes = self._limits.max_bytes
         if max_bytes < database.MIN_BYTES:
             raise ConfigError(f"max_bytes {max_bytes} is less than {database.MIN_BYTES}")
+        self._room = Room(path, self._limits)
+        self._given_up_to = 0
         self.path = path
         self.calendar = BusinessCalendar(zone)
         self._max_bytes = max_bytes
@@ -146,6 +158,7 @@ class Buffer:
                 self._load()
             self._reader = stack.enter_context(contextlib.closing(database.open_reader(path)))
             self._resources = stack.pop_all()
+        self._room.keep_ballast()
         self._publish()
         # A daemon, so that a program that forgot to close ends; what was promised is committed.
         self._thread = threading.Thread(target=self._write_jobs, name="buffer-writer", daemon=True)
@@ -225,6 +238,17 @@ class Buffer:
         row = self._read("select state from sources where name = ?", (source,))
         return None if row is None else str(row[0])
 
+    def adopt(
+        self, offsets: Sequence[tuple[str, str]], keys: Sequence[tuple[str, bytes, int, int]]
+    ) -> None:
+        """Take over what sources rely on from a damaged file. What is known here already stays.
+
+        Args:
+            offsets: (source, state).
+            keys: (idempotency key, digest, records, accepted_ms), oldest first.
+        """
+        self._submit(partial(self._journal.adopt, offsets, keys))
+
     # -- for the forwarder ----------------------------------------------------------------------
 
     @property
@@ -255,9 +279,25 @@ class Buffer:
     ) -> list[StoredSegment]:
         """The next sealed segments after ``sequence``, oldest first, without those at the hub.
 
-        At least one, if there is one, then as many as fit ``limit_bytes`` and ``limit``. A segment
-        whose bytes no longer match their checksum is left out, logged and counted; it stays.
+        At least one, if there is one, then as many as fit ``limit_bytes`` and ``limit``. In the
+        place of a segment whose bytes no longer match their checksum comes the gap that declares
+        it given up: the hub is told, and the watermark moves on.
+
+        Raises:
+            TransientError: the disk fails.
         """
+        while True:
+            found, damaged = self._read_segments(sequence, limit_bytes, limit)
+            if not damaged:
+                return found
+            self._damaged.add(damaged)
+            records = self._submit(partial(self._journal.give_up_damaged, damaged))
+            log.error("segment.damaged", first_sequence=damaged, given_up_records=records)
+
+    def _read_segments(
+        self, sequence: int, limit_bytes: int, limit: int
+    ) -> tuple[list[StoredSegment], int]:
+        """As ``segments_after``; and the first sequence of a damaged one on the way, or 0."""
         found: list[StoredSegment] = []
         size = 0
         with self._reader_used():
@@ -275,14 +315,13 @@ class Buffer:
                 if covered := self._covered_until(first, sequence):
                     sequence = covered
                 elif zlib.crc32(body) != crc:
-                    self._damaged.add(first)
-                    log.error("segment.damaged", first_sequence=first, records=records)
+                    return [], first
                 elif len(found) == limit or (found and size + len(body) > limit_bytes):
                     break
                 else:
                     found.append(StoredSegment(first, records, kind, body))
                     size += len(body)
-        return found
+        return found, 0
 
     def _covered_until(self, first: int, last: int) -> int:
         """End of the committed range that holds all of first..last, or 0."""
@@ -353,6 +392,7 @@ class Buffer:
             if self._freed:
                 self._freed = False
                 self._shrink()
+                self._room.keep_ballast()
             if last:
                 return
 
@@ -374,11 +414,13 @@ class Buffer:
         try:
             results = self._transaction(group)
         except Exception as error:  # noqa: BLE001 - a caller waits for every job: it gets the error
-            if len(group) > 1:
+            if self._is_urgent(group, error) and self._room.let_go():
+                self._write(group)
+            elif len(group) > 1:
                 for job in group:
                     self._write([job])
             else:
-                group[0].done.set_exception(database.translated(error, self.path))
+                group[0].done.set_exception(database.in_use(error, self.path))
         else:
             for job, result in zip(group, results, strict=True):
                 if isinstance(result, ScoutError):
@@ -389,12 +431,12 @@ class Buffer:
     def _transaction(self, group: list[_Job]) -> list[Any]:
         """Do a group's work and commit. Raises what SQLite raises; then nothing was done."""
         try:
-            self._cap(any(isinstance(job.work, Append) for job in group))
+            refused = self._make_room(group)
             self._writer.execute("begin immediate")
             if self._stale:
                 self._journal.load()
                 self._stale = False
-            results = [self._work(job.work) for job in group]
+            results = [self._work(job.work, refused) for job in group]
             self._journal.flush()
             self._writer.execute("commit")
         except BaseException:
@@ -405,19 +447,98 @@ class Buffer:
         self._publish()
         return results
 
-    def _cap(self, accepting: bool) -> None:
-        """At the cap SQLite refuses inserts cleanly, and deletes still work.
+    def _make_room(self, group: list[_Job]) -> TransientError | None:
+        """Set the cap for a group; make room for its records if the policy allows it.
 
-        Some pages are kept from appends, so that a full buffer can still be sealed and sent.
+        At the cap SQLite refuses inserts cleanly, and deletes still work. Some pages are kept from
+        appends, so that a full buffer can still be sealed and sent, and some from readings.
+
+        Returns:
+            why the readings of the group are refused, if they are.
         """
-        pages = self._max_bytes // database.PAGE_BYTES - (_RESERVED_PAGES if accepting else 0)
+        appends = [job.work for job in group if isinstance(job.work, Append)]
+        if not appends:
+            # What makes room may use all of the disk: the floor is for growth.
+            self._cap(self._limits.max_bytes // database.PAGE_BYTES)
+            return None
+        used, count = self._pages()
+        most = self._room.pages(count)
+        self._cap(most - _RESERVED_PAGES)
+        needed = sum(map(_pages_needed, appends))
+        wants_readings = any(work.kind == READINGS and work.records for work in appends)
+        if not needed:
+            return None
+        top = most - _RESERVED_PAGES
+        if wants_readings:
+            top -= self._room.reserved_pages(most)
+        if used + needed > top and self._limits.readings_at_cap != REJECT:
+            used = self._give_up_readings(top - needed)
+            self._cap(most - _RESERVED_PAGES)
+        if used + needed <= top or not wants_readings:
+            return None
+        return database.full(self._room.is_disk_full())
+
+    def _cap(self, pages: int) -> None:
         if pages != self._max_pages:
             self._writer.execute(f"pragma max_page_count = {pages}")
             self._max_pages = pages
 
-    def _work(self, work: Append | Callable[[], Any]) -> Any:
+    def _pages(self) -> tuple[int, int]:
+        """Pages in use, and pages of the file."""
+        (count,) = self._writer.execute("pragma page_count").fetchone()
+        (free,) = self._writer.execute("pragma freelist_count").fetchone()
+        return count - free, count
+
+    def _give_up_readings(self, pages: int) -> int:
+        """Give up old readings until no more than ``pages`` are in use; returns those that are.
+
+        Each chunk and the gaps that declare it are one transaction. Thinning begins again at the
+        oldest when it has come to the newest.
+        """
+        policy = self._limits.readings_at_cap
+        every = 2 if policy == THIN else 1
+        used, _ = self._pages()
+        records = 0
+        self._cap(self._limits.max_bytes // database.PAGE_BYTES)
+        while used > pages:
+            try:
+                self._writer.execute("begin immediate")
+                if self._stale:
+                    self._journal.load()
+                    self._stale = False
+                given_up, reached = self._journal.give_up_readings(
+                    self._given_up_to, _GIVE_UP_SEGMENTS, every=every, reason=policy
+                )
+                self._writer.execute("commit")
+            except sqlite3.OperationalError:
+                self._stale = True
+                if self._writer.in_transaction:
+                    self._writer.execute("rollback")
+                if self._room.is_disk_full() and self._room.let_go():
+                    continue
+                raise
+            if not given_up and not self._given_up_to:
+                break
+            records += given_up
+            self._given_up_to = reached
+            used, _ = self._pages()
+        if records:
+            log.warning("readings.given_up", records=records, policy=policy)
+        return used
+
+    def _is_urgent(self, group: list[_Job], error: Exception) -> bool:
+        """Whether the disk is full and this is what makes room: never an append."""
+        return (
+            isinstance(error, sqlite3.OperationalError)
+            and not any(isinstance(job.work, Append) for job in group)
+            and self._room.is_disk_full()
+        )
+
+    def _work(self, work: Append | Callable[[], Any], refused: TransientError | None) -> Any:
         if not isinstance(work, Append):
             return work()
+        if refused is not None and work.kind == READINGS and work.records:
+            return refused
         try:
             return self._journal.append(work)
         except PermanentError as error:  # refused before anything was changed
@@ -457,7 +578,7 @@ class Buffer:
             try:
                 yield
             except sqlite3.Error as error:
-                raise database.translated(error, self.path) from error
+                raise database.in_use(error, self.path) from error
 
     def _read(self, query: str, parameters: tuple[Any, ...]) -> Any:
         with self._reader_used():
@@ -468,6 +589,19 @@ class Buffer:
 class _Job:
     work: Append | Callable[[], Any]
     done: Future[Any]
+
+
+def _pages_needed(work: Append) -> int:
+    """About the pages that an append takes until it is sealed: a tail row, or segments."""
+    if not work.records:
+        return 0
+    if work.kind == READINGS:
+        size = _READING_BYTES * len(work.records)
+    else:
+        size = sum(
+            len(document.body) for document in work.records if isinstance(document, Document)
+        )
+    return size // database.PAGE_BYTES + 2
 
 
 def peek(path: Path, max_bytes: int) -> BufferStatus:
@@ -516,6 +650,7 @@ def _status(reader: sqlite3.Connection, path: Path, max_bytes: int, damaged: int
         ledger=ledger,
         fenced=bool(meta["fenced"]),
         damaged_segments=damaged,
+        given_up_records=meta.get("given_up", 0),
     )
 
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scout_edge import agent, config, doctor, notify
+from scout_edge import agent, buffer_cli, config, doctor, notify
 from scout_edge import status as statuses
 from scout_shared import __version__, logs
 from scout_shared.errors import ConfigError, ScoutError, TransientError
@@ -145,6 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--json", action="store_true", help="the settings with all defaults, as JSON"
     )
+    buffer_cli.add_to(commands, with_config, _load)
     command("version", _version, "print the version")
     return parser
 

@@ -39,7 +39,15 @@ class BufferSettings:
     path: Path = Path("/var/lib/scout/edge.db")
     """The buffer file. Default /var/lib/scout/edge.db."""
     max_bytes: int = 1 << 30
-    """Bytes the file may have; then sources are refused. Default 1 GiB: 400 million readings."""
+    """Bytes the file may have. Default 1 GiB: 400 million readings."""
+    min_free_bytes: int = 64 << 20
+    """Free space of the disk below which the file does not grow. Default 64 MiB."""
+    document_reserve_ratio: float = 0.1
+    """Share of the room that only documents (sales) may use. Default 0.1."""
+    readings_at_cap: str = "thin"
+    """When there is no more room for readings: 'reject' refuses new ones, 'thin' gives up every
+    second segment of the old ones, 'drop_oldest' the oldest; what is given up is declared to the
+    hub. Documents are refused, never given up. Default 'thin'."""
     group_commit_seconds: float = 0.0
     """Seconds a commit waits for other requests to share its disk write. Default 0."""
     seal_seconds: float = 5.0

@@ -21,6 +21,8 @@ log = logs.get("database")
 
 PAGE_BYTES = 4096
 MIN_BYTES = 256 * 1024  # less cannot hold the tables and one full segment
+SUSPECT = ".suspect"
+"""Beside the file: SQLite found it damaged while it was in use; the short check may not."""
 _QUICK_CHECK_SECONDS = 2.0  # a check of a 1 GB file takes minutes on an SD card
 
 _PRAGMAS = f"""
@@ -43,6 +45,10 @@ pragma temp_store = memory;
 -- The readers are ours and quick.
 pragma busy_timeout = 5000;
 """
+
+
+class DamagedError(PermanentError):
+    """The buffer file is damaged; it was kept as it is. See ``recovery``."""
 
 
 @contextlib.contextmanager
@@ -75,6 +81,8 @@ def open_writer(path: Path) -> sqlite3.Connection:
         PermanentError: the file is damaged or is no buffer.
     """
     with kept(path):
+        if path.with_name(path.name + SUSPECT).exists():
+            raise PermanentError("SQLite found damage while it was in use")
         database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
             check(database, path)
@@ -136,12 +144,37 @@ def kept(path: Path) -> Iterator[None]:
         raise _damaged(path, error.message) from error
 
 
-def _damaged(path: Path, detail: str) -> PermanentError:
-    return PermanentError(
+def _damaged(path: Path, detail: str) -> DamagedError:
+    return DamagedError(
         f"buffer file {path} is damaged: {detail}. It was kept as it is",
         f"move {path.name} and {path.name}-wal aside together and start again with a new buffer;"
         " keep them: most records in them can be recovered",
     )
+
+
+def full(disk: bool | None = None) -> TransientError:
+    """The refusal of records for which there is no room, in the file or on the disk."""
+    what = {
+        None: "the buffer is full or the disk is",
+        True: "the disk is full",
+        False: "the buffer is full",
+    }
+    return TransientError(
+        f"{what[disk]}: nothing was accepted, nothing was lost",
+        "it empties when the hub is reachable; else raise [buffer] max_bytes or free the disk",
+    )
+
+
+def in_use(error: BaseException, path: Path) -> BaseException:
+    """As ``translated``, of a file in use: damage is noted beside it.
+
+    So that the next start does not trust it, whatever a short check finds.
+    """
+    ours = translated(error, path)
+    if isinstance(ours, DamagedError):
+        with contextlib.suppress(OSError):
+            path.with_name(path.name + SUSPECT).touch()
+    return ours
 
 
 def translated(error: BaseException, path: Path) -> BaseException:
@@ -150,12 +183,12 @@ def translated(error: BaseException, path: Path) -> BaseException:
         return error
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
-        return TransientError(
-            "the buffer is full or the disk is: nothing was accepted, nothing was lost",
-            "it empties when the hub is reachable; else raise [buffer] max_bytes or free the disk",
-        )
+        return full()
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return PermanentError(f"buffer file {path} is damaged: {error}", "restart the agent")
+        return DamagedError(
+            f"buffer file {path} is damaged: {error}",
+            "restart the agent: it sets the file aside and delivers what is whole in it",
+        )
     if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY):
         return ConfigError(
             f"buffer file {path} cannot be used: {error}",

@@ -76,12 +76,17 @@ class Forwarder:
         device: DeviceSettings,
         mqtt: MqttSettings,
         seal_seconds: float,
+        recovered: bool = False,
+        damaged_files: int = 0,
     ) -> None:
         self.buffer = buffer
         self.metrics = measured
         self.device = device
         self.mqtt = mqtt
         self.seal_seconds = seal_seconds
+        self.recovered = recovered
+        """This is the second way to the hub, for what a damaged file held: it is not the device."""
+        self.damaged_files = damaged_files
         self.state = ForwarderState()
         self.heard = False
         """The hub answered on the present connection, or on the last one."""
@@ -140,18 +145,20 @@ class Forwarder:
         topic = topics.up(device.store, device.id, topics.STATUS)
         boot = clock.boot_id().hex()
         v5 = mqtt.version == "5"
+        will = aiomqtt.Will(topic, status_message(False, boot, None), qos=1, retain=True)
+        suffix = "-recovered" if self.recovered else ""
         # A client per connection: paho would send again what is queued in an old one.
         client = aiomqtt.Client(
             mqtt.host,
             mqtt.port,
-            identifier=f"scout-{device.store}-{device.id}",
+            identifier=f"scout-{device.store}-{device.id}{suffix}",
             username=device.id if mqtt.password else None,
             password=mqtt.password or None,
             protocol=aiomqtt.ProtocolVersion.V5 if v5 else aiomqtt.ProtocolVersion.V311,
             # No session at the broker: all that must survive is in the buffer. (Version 5 calls it
             # clean start, the default of a new client.)
             clean_session=None if v5 else True,
-            will=aiomqtt.Will(topic, status_message(False, boot, None), qos=1, retain=True),
+            will=None if self.recovered else will,
             keepalive=max(5, int(2 * mqtt.heartbeat_seconds)),
             max_concurrent_outgoing_calls=_PUBLISHES_AT_ONCE,
             tls_context=self._tls,
@@ -164,8 +171,13 @@ class Forwarder:
                 self.metrics.connected.set(0)
                 # A clean goodbye discards the will, so it is said here.
                 with contextlib.suppress(aiomqtt.MqttError):
-                    offline = status_message(False, boot, clock.wall_ms())
-                    await client.publish(topic, offline, qos=1, retain=True, timeout=1.0)
+                    if not self.recovered:
+                        await self._say_offline(client, topic, boot)
+
+    @staticmethod
+    async def _say_offline(client: aiomqtt.Client, topic: str, boot: str) -> None:
+        offline = status_message(False, boot, clock.wall_ms())
+        await client.publish(topic, offline, qos=1, retain=True, timeout=1.0)
 
 
 @dataclass(slots=True)
@@ -204,8 +216,9 @@ class _Session:
         device = self._forwarder.device
         # Before anything is sent: the answer must find us listening.
         await self._client.subscribe(topics.receipts(device.store, device.id), qos=1)
-        online = status_message(True, clock.boot_id().hex(), clock.wall_ms())
-        await self._publish_up(topics.STATUS, online, retain=True)
+        if not self._forwarder.recovered:
+            online = status_message(True, clock.boot_id().hex(), clock.wall_ms())
+            await self._publish_up(topics.STATUS, online, retain=True)
         self._state.connected = True
         self._metrics.connected.set(1)
         log.info("connection.opened", host=self._mqtt.host, port=self._mqtt.port)
@@ -381,6 +394,8 @@ class _Session:
             ledger=status.ledger,
             clock_synced=clock.synced(),
             counters=self._metrics.counters(),
+            recovered=self._forwarder.recovered,
+            damaged_files=self._forwarder.damaged_files,
         )
 
 

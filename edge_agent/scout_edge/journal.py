@@ -2,14 +2,16 @@
 
     meta         epoch, next_sequence, watermark, ledger versions, zone, fence
     tail         accepted, not sealed: one row per commit, records of one kind, no sequence yet
-    segments     sealed: immutable wire bytes under their first sequence, with an outer CRC
+    segments     sealed: immutable wire bytes under their first sequence, with an outer CRC; a gap
+                 stands in the place of segments that were given up, and only ever grows
     idempotency  keys of requests already accepted, so that a retry is answered, not stored again
     ledger       records accepted per business day and kind, cumulative
     sources      where each source goes on reading, committed with the records read before it
 
 Invariants: one gap-free sequence over both kinds, given when sealing; a record stands in exactly
 one tail row or segment; the ledger changes in the transaction that accepts the records; nothing is
-deleted that the watermark of a receipt does not cover.
+deleted that the watermark of a receipt does not cover, or that a gap does not declare in the same
+transaction.
 Not its job: opening the file, transactions, threads (``buffer``); bytes (``scout_shared.wire``).
 """
 
@@ -30,10 +32,10 @@ from typing import NamedTuple, cast
 
 from scout_edge import clock
 from scout_shared import wire
-from scout_shared.errors import PermanentError
+from scout_shared.errors import PermanentError, WireError
 from scout_shared.messages import LedgerEntry, Receipt
-from scout_shared.wire import DOCUMENTS, READINGS, Document, Reading
-from scout_shared.zones import BusinessCalendar
+from scout_shared.wire import DOCUMENTS, GAP, READINGS, Document, GivenUp, Reading
+from scout_shared.zones import UNKNOWN_DAY, BusinessCalendar
 
 APPLICATION_ID = 0x53434F55  # "SCOU": another program's database is not taken for a buffer
 SCHEMA_VERSION = 1
@@ -79,6 +81,11 @@ MAX_DOCUMENT_BYTES = 256 * 1024  # a segment must pass brokers that take 1 MB
 MAX_METRIC_CHARACTERS = 128
 MAX_TYPE_CHARACTERS = 64
 DELETE_SEGMENTS = 32  # per transaction: short, and possible on an almost full disk
+
+GAP_PARTS = 512  # about 5 KB once compressed: what is rewritten when a gap grows
+
+DAMAGED = "damaged"
+"""Reason: the bytes changed on disk."""
 
 KEYS_KEPT = 50_000
 KEYS_KEPT_AT_ANY_AGE = 1_000  # the wall clock may jump by years; a retry comes within minutes
@@ -242,26 +249,35 @@ class Journal:
             "ledger_version": 0,
             "ledger_acked": 0,
             "fenced": 0,
+            "given_up": 0,
+            "recovered": 0,
         }
         self._db.executemany("insert into meta values (?, ?)", meta.items())
 
     def load(self) -> None:
-        """Read the numbers and the tail. Raises PermanentError when a tail row is damaged."""
+        """Read the numbers and the tail. A damaged tail row becomes a gap."""
         meta = dict(self._db.execute("select key, value from meta"))
         self.epoch = bytes(meta.pop("epoch"))
         zone = str(meta.pop("zone"))
-        self._meta = {key: int(value) for key, value in meta.items()}
+        self._meta = {"given_up": 0, "recovered": 0} | {
+            key: int(value) for key, value in meta.items()
+        }
         self._stored_meta = dict(self._meta)
         self._ledger = {}
-        self._tails = {READINGS: _Tail(), DOCUMENTS: _Tail()}
+        # In this order they are sealed, and so sent: sales before telemetry.
+        self._tails = {DOCUMENTS: _Tail(), READINGS: _Tail()}
+        damaged: list[tuple[int, int, int]] = []
         for row_id, kind, accepted_ms, records, crc, body in self._db.execute(
             "select id, kind, accepted_ms, records, crc, body from tail order by id"
         ):
             if zlib.crc32(body) != crc:
-                raise PermanentError(f"tail row {row_id} with {records} records is damaged")
+                damaged.append((row_id, kind, records))
+                continue
             self._stage(kind, _unpack(kind, records, body), accepted_ms, -math.inf)
         for tail in self._tails.values():
             tail.stored = len(tail.records)
+        for row_id, kind, records in damaged:
+            self._give_up_tail(row_id, kind, records)
         if zone != self._calendar.zone:
             self._change_zone(zone)
 
@@ -349,7 +365,9 @@ class Journal:
         changed = self._meta.items() - self._stored_meta.items()
         if changed:
             self._db.executemany(
-                "update meta set value = ?2 where key = ?1", [(k, v) for k, v in changed]
+                "insert into meta values (?, ?)"
+                " on conflict (key) do update set value = excluded.value",
+                list(changed),
             )
             self._stored_meta = dict(self._meta)
 
@@ -360,6 +378,17 @@ class Journal:
             (KEYS_KEPT, clock.wall_ms() - KEY_AGE_MS, KEYS_KEPT_AT_ANY_AGE),
         )
         self._new_keys = 0
+
+    def adopt(
+        self, offsets: Sequence[tuple[str, str]], keys: Sequence[tuple[str, bytes, int, int]]
+    ) -> None:
+        """Offsets and idempotency keys of another file; what is known here already stays."""
+        self._db.executemany("insert or ignore into sources values (?, ?)", offsets)
+        self._db.executemany(
+            "insert or ignore into idempotency (key, digest, records, accepted_ms)"
+            " values (?, ?, ?, ?)",
+            keys,
+        )
 
     # -- sealing --------------------------------------------------------------------------------
 
@@ -422,6 +451,107 @@ class Journal:
         """Monotonic seconds when the oldest unsealed record was accepted; inf: there is none."""
         return min((t.since for t in self._tails.values() if t.records), default=math.inf)
 
+    # -- giving up ------------------------------------------------------------------------------
+
+    @property
+    def given_up(self) -> int:
+        """Records of this epoch that were given up, each in a gap."""
+        return self._meta["given_up"]
+
+    def give_up_damaged(self, first: int) -> int:
+        """Put a gap in the place of the segment at ``first``, if it is damaged.
+
+        A segment whose own checksums hold is kept: then only the number beside it changed.
+
+        Returns:
+            the records given up.
+        """
+        row = self._db.execute(
+            "select records, kind, crc, body from segments where first_sequence = ?", (first,)
+        ).fetchone()
+        if row is None or zlib.crc32(row[3]) == row[2]:
+            return 0
+        records, kind, _, body = row
+        if is_segment(self.epoch, first, records, body):
+            self._db.execute(
+                "update segments set crc = ? where first_sequence = ?", (zlib.crc32(body), first)
+            )
+            return 0
+        return self._replace([(first, records, kind, None)], DAMAGED)
+
+    def give_up_readings(
+        self, after: int, segments: int, *, every: int, reason: str
+    ) -> tuple[int, int]:
+        """Give up old segments of readings to make room: of those after ``after`` each ``every``th.
+
+        Documents stay. Returns the records given up and where to go on; (0, 0): there are none.
+        """
+        rows = self._db.execute(
+            "select first_sequence, records, kind, crc, body from segments"
+            " where first_sequence > max(?, ?) and kind = ? order by first_sequence limit ?",
+            (after, self.watermark, READINGS, segments * every),
+        ).fetchall()
+        chosen = rows[every - 1 :: every]
+        if not chosen:
+            return 0, 0
+        given_up = self._replace(
+            [
+                (f, n, kind, body if zlib.crc32(body) == crc else None)
+                for f, n, kind, crc, body in chosen
+            ],
+            reason,
+        )
+        return given_up, rows[-1][0]
+
+    def _give_up_tail(self, row_id: int, kind: int, records: int) -> None:
+        """A tail row that cannot be read: its records get their sequences, in a gap."""
+        if kind not in wire.KIND_NAMES or not 1 <= records <= wire.MAX_RECORDS:
+            raise PermanentError(f"tail row {row_id} with {records} records is damaged")
+        self._db.execute("delete from tail where id = ?", (row_id,))
+        first = self.next_sequence
+        self._meta["next_sequence"] = first + records
+        self._replace([(first, records, kind, None)], DAMAGED)
+        self._store_meta()
+
+    def _replace(self, rows: list[tuple[int, int, int, bytes | None]], reason: str) -> int:
+        """Delete segments and declare them in gaps, in one transaction. Returns their records.
+
+        ``rows``: (first, records, kind, body or None where it cannot be read), ascending. A gap
+        that ends where one begins grows by it, up to GAP_PARTS.
+        """
+        total = 0
+        for first, records, kind, body in rows:
+            kept_kind = kind if kind in wire.KIND_NAMES else wire.UNKNOWN_KIND
+            days = {UNKNOWN_DAY: records} if body is None else _days(body)
+            parts = [GivenUp(records, kept_kind, reason, days)]
+            start = first
+            before = self._db.execute(
+                "select first_sequence, records, kind, body from segments"
+                " where first_sequence < ? order by first_sequence desc limit 1",
+                (first,),
+            ).fetchone()
+            if before is not None and before[2] == GAP and sum(before[:2]) == first:
+                grown = [*_parts(before[3]), *parts]
+                fits = sum(part.records for part in grown) <= wire.MAX_RECORDS
+                if grown[0] is not parts[0] and len(grown) <= GAP_PARTS and fits:
+                    start, parts = before[0], grown
+            self._db.execute("delete from segments where first_sequence in (?, ?)", (first, start))
+            self.insert_gap(start, parts)
+            total += records if kind != GAP else 0  # a damaged gap was counted before
+        self._meta["given_up"] += total
+        self._store_meta()
+        return total
+
+    def insert_gap(self, first: int, parts: Sequence[GivenUp]) -> None:
+        """Declare that what stood at ``first`` is given up; counted by the caller."""
+        sealing = clock.sealing(self.epoch, self._calendar.zone)
+        body = wire.encode_gap(sealing, first, parts)
+        records = sum(part.records for part in parts)
+        self._db.execute(
+            "insert into segments values (?, ?, ?, ?, ?, ?)",
+            (first, records, GAP, sealing.sealed_ms, zlib.crc32(body), body),
+        )
+
     # -- receipts -------------------------------------------------------------------------------
 
     def receive(self, receipt: Receipt) -> None:
@@ -431,7 +561,10 @@ class Journal:
         receipt is believed, because new records get sequences that the hub takes for stored.
         """
         highest = max([receipt.watermark, *(high for _, high in receipt.ranges)])
-        if highest >= self.next_sequence:
+        if highest >= self.next_sequence and self._meta["recovered"]:
+            # Made of a damaged file: it may not know its own end, and gives no new sequences.
+            self._meta["next_sequence"] = highest + 1
+        elif highest >= self.next_sequence:
             self._meta["fenced"] = 1
             self._store_meta()
         if not self._meta["fenced"]:
@@ -453,6 +586,30 @@ class Journal:
             " where first_sequence + records - 1 <= ? order by first_sequence limit ?)",
             (self.watermark, DELETE_SEGMENTS),
         ).rowcount
+
+
+def is_segment(epoch: bytes, first: int, records: int, body: bytes) -> bool:
+    """Whether ``body`` is, by its own checksums, the segment that should stand there."""
+    try:
+        header = wire.decode_header(body)
+        wire.decode_body(header, body)
+    except WireError:
+        return False
+    return (header.epoch, header.first_sequence, header.records) == (epoch, first, records)
+
+
+def _days(segment: bytes) -> dict[int, int]:
+    """Records per business day of an intact segment."""
+    meta, _ = wire.decode_body(wire.decode_header(segment), segment)
+    return dict(meta["days"])
+
+
+def _parts(gap: bytes) -> list[GivenUp]:
+    """The parts of a gap; none when it cannot be read: then it is left as it is."""
+    try:
+        return wire.decode_gap(gap)
+    except WireError:
+        return []
 
 
 def ledger_after_acked(

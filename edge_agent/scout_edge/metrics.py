@@ -111,6 +111,11 @@ class _BufferCollector(Collector):
             ),
             ("fenced_ratio", "1: the file is an old copy or has a twin.", int(status.fenced)),
             ("damaged_segments", "Segments whose bytes changed.", status.damaged_segments),
+            (
+                "given_up_records",
+                "Records accepted and lost, each declared to the hub.",
+                status.given_up_records,
+            ),
         ):
             yield GaugeMetricFamily(f"scout_edge_{name}", text, value)
         yield CounterMetricFamily(

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scout_edge import buffer, clock
+from scout_edge import buffer, clock, recovery
 from scout_edge.config import EdgeSettings
 from scout_shared import __version__
 from scout_shared.errors import ConfigError, TransientError
@@ -100,6 +100,7 @@ def read_file(settings: EdgeSettings) -> dict[str, Any]:
         "zone": settings.device.zone,
         **of_buffer(status),
         **of_machine(settings.buffer.path),
+        "damaged_files": len(recovery.damaged_files(settings.buffer.path)),
         "connected": False,
         "hub_answers": False,
         "hub_time_ms": None,
@@ -120,6 +121,7 @@ def of_buffer(status: buffer.BufferStatus) -> dict[str, Any]:
         "buffer_bytes": status.buffer_bytes,
         "buffer_max_bytes": status.max_bytes,
         "damaged_segments": status.damaged_segments,
+        "given_up_records": status.given_up_records,
         "fenced": status.fenced,
     }
 
@@ -164,8 +166,8 @@ def headline(shown: dict[str, Any]) -> Headline:
             return Headline(
                 SENDING,
                 False,
-                f"the hub confirms, but {damaged} damaged segments are kept back.",
-                "replace the SD card soon; keep the file, the engineer on call recovers it",
+                f"the hub confirms, but {damaged} segments were damaged here: given up, and declared.",
+                "replace the SD card soon, and tell the engineer on call",
             )
         done = "everything is confirmed by the hub" if not backlog else f"{_records(backlog)} to go"
         return Headline(SENDING, True, f"sending, {done}.")
@@ -209,7 +211,11 @@ def facts(shown: dict[str, Any]) -> list[tuple[str, str]]:
         ("buffer", f"{_bytes(shown['buffer_bytes'])}, {used:.1%} of what it may have"),
     ]
     if damaged := shown["damaged_segments"]:
-        found.append(("DAMAGED", f"{damaged} segments changed on the disk; kept, not sent"))
+        found.append(("DAMAGED", f"{damaged} segments changed on the disk; declared to the hub"))
+    if given_up := shown.get("given_up_records"):
+        found.append(("GIVEN UP", f"{_records(given_up)}, each declared to the hub"))
+    if files := shown.get("damaged_files"):
+        found.append(("DAMAGED", f"{files} buffer files lie aside: check the storage"))
     if shown["fenced"]:
         found.append(("FENCED", "the hub holds more than this file gave: an old copy, or a twin"))
     version = shown["version"]

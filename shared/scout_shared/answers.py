@@ -201,12 +201,12 @@ class ReconciliationRow(Answer):
     """Where the records went. Always:
 
     produced + unreported = received + undated + in_transit, and
-    received = landed + duplicate + quarantined + excluded + pending.
+    received = landed + duplicate + quarantined + excluded + given_up + pending.
     ``remainder`` is what in_transit and pending cannot be: other than zero is an incident.
     """
 
     kind: str
-    """documents or readings."""
+    """documents or readings; unknown: given up with a damaged file, nobody can tell."""
     device_id: str | None
     """None: all devices."""
     store_id: str | None
@@ -221,6 +221,8 @@ class ReconciliationRow(Answer):
     duplicate: int
     quarantined: int
     excluded: int
+    given_up: int
+    """Accepted, then lost at the device, which declared it: damage, or a full buffer."""
     undated: int
     """Of unreadable segments: put against the days that lack them; 0 in a total."""
     in_transit: int

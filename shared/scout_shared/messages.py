@@ -111,6 +111,10 @@ class Hello:
     """Whether the kernel says that the clock is synchronised; None where it cannot be asked."""
     counters: dict[str, int] = field(default_factory=dict)
     """Counted events since start, e.g. ``refused_records``, ``reconnects``."""
+    recovered: bool = False
+    """Beside the device's own hello: of what a damaged buffer file held, or of an export."""
+    damaged_files: int = 0
+    """Damaged buffer files that lie on the device: someone must look at its storage."""
 
     def encode(self) -> bytes:
         """JSON for ``up/h``."""
@@ -131,6 +135,8 @@ class Hello:
             "ledger": [[e.day, e.kind, e.records] for e in self.ledger],
             "clock_synced": self.clock_synced,
             "counters": self.counters,
+            "recovered": self.recovered,
+            "damaged_files": self.damaged_files,
         }
         return json.dumps(message, separators=(",", ":")).encode()
 
@@ -158,6 +164,8 @@ class Hello:
                 ),
                 clock_synced=None if m.get("clock_synced") is None else bool(m["clock_synced"]),
                 counters={str(k): int(v) for k, v in m.get("counters", {}).items()},
+                recovered=bool(m.get("recovered", False)),
+                damaged_files=_count(m.get("damaged_files", 0)),
             )
         except _UNREADABLE as error:
             raise WireError("bad_hello", f"hello {payload[:80]!r} cannot be read") from error

@@ -6,7 +6,7 @@ little-endian.
     header (84 bytes)                              body (compressed by `codec`)
     0   2s  magic "SC"                             u32  length of meta
     2   u8  version 1                              JSON meta
-    3   u8  kind: 1 readings, 2 documents          columns of the kind
+    3   u8  kind: 1 readings, 2 documents, 3 gap   columns of the kind
     4   u8  codec: 0 none, 1 zlib
     5   u8  clock: 0 unknown, 1 unsynced, 2 synced
     6   u16 zero
@@ -34,6 +34,11 @@ of a negative zero is not kept.
 Documents (meta adds ``types``, a dictionary): type index u8[n], observed i64[n] (ms UTC or
 UNKNOWN_TIME), business day i32[n], length u32[n], then the bodies: JSON in UTF-8.
 
+A gap stands where records stood that the device gave up: it has their sequences and not their
+contents, travels, is receipted and is deduplicated like them. Meta adds ``parts``, [[records, kind,
+reason, days], ...]: what stood there, in the order of sequence, each part a segment that was given
+up or a range that was lost (kind 0: what it held is not known). No columns.
+
 Sizes measured in ``tests/bench/wire.py``. Decoding to columns is the hub's
 (``scout_central.ingest.columns``); the decoders here are the plain reference.
 Not its job: storing or sending segments, or deciding when to seal.
@@ -56,8 +61,11 @@ from typing import Any, NamedTuple
 from scout_shared.errors import WireError
 from scout_shared.zones import UNKNOWN_DAY
 
-READINGS, DOCUMENTS = 1, 2
+READINGS, DOCUMENTS, GAP = 1, 2, 3
 KIND_NAMES = {READINGS: "readings", DOCUMENTS: "documents"}
+"""Kinds of records."""
+UNKNOWN_KIND = 0
+"""Of given-up records that nobody can tell the kind of any more."""
 CODEC_NONE, CODEC_ZLIB = 0, 1
 CLOCK_UNKNOWN, CLOCK_UNSYNCED, CLOCK_SYNCED = 0, 1, 2
 UNKNOWN_TIME = -(2**63)
@@ -74,6 +82,7 @@ MAX_TYPES = 256
 _MAGIC, _VERSION = b"SC", 1
 _MAX_SCALE = 9
 _EXACT = 2**53
+_MAX_REASON_CHARACTERS = 64
 _TYPECODES = {1: "b", 2: "h", 4: "i", 8: "q"}
 
 
@@ -97,6 +106,18 @@ class Document(NamedTuple):
     business_day: int
     """Day of ``observed_ms`` in the store's zone, or ``zones.UNKNOWN_DAY``."""
     body: bytes
+
+
+class GivenUp(NamedTuple):
+    """A part of a gap: records that the device accepted and can no longer deliver."""
+
+    records: int
+    kind: int
+    """READINGS, DOCUMENTS or UNKNOWN_KIND."""
+    reason: str
+    """Why, e.g. ``damaged`` or ``drop_oldest``."""
+    days: Mapping[int, int]
+    """Records per business day, adding up to ``records``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +235,24 @@ def encode_documents(sealing: Sealing, first_sequence: int, documents: Sequence[
     return _frame(DOCUMENTS, sealing, first_sequence, len(documents), meta, columns)
 
 
+def encode_gap(sealing: Sealing, first_sequence: int, parts: Sequence[GivenUp]) -> bytes:
+    """Seal the declaration that records are given up; ``parts`` follow each other without a hole.
+
+    Raises:
+        WireError: no part, or more records than MAX_RECORDS.
+    """
+    days: dict[int, int] = {}
+    for part in parts:
+        for day, records in part.days.items():
+            days[day] = days.get(day, 0) + records
+    meta = {
+        "zone": sealing.zone,
+        "days": sorted(days.items()),
+        "parts": [[p.records, p.kind, p.reason, sorted(p.days.items())] for p in parts],
+    }
+    return _frame(GAP, sealing, first_sequence, sum(p.records for p in parts), meta, [])
+
+
 def decode_header(segment: bytes) -> SegmentHeader:
     """The header of a segment whose body need not be intact.
 
@@ -250,7 +289,7 @@ def decode_header(segment: bytes) -> SegmentHeader:
     if zlib.crc32(segment[: HEADER.size - 4]) != header_crc:
         raise WireError("header_crc_mismatch", "the header's checksum does not match its bytes")
     if (
-        kind not in KIND_NAMES
+        kind not in (READINGS, DOCUMENTS, GAP)
         or not 1 <= records <= MAX_RECORDS
         or first < 1
         or first + records > 2**63
@@ -381,6 +420,33 @@ def decode_documents(segment: bytes) -> list[Document]:
         )
     reader.finish()
     return documents
+
+
+def decode_gap(segment: bytes) -> list[GivenUp]:
+    """The parts of a gap in sequence order. Raises WireError."""
+    header = decode_header(segment)
+    meta, columns = decode_body(header, segment)
+    try:
+        parts = [
+            GivenUp(int(n), int(kind), str(reason), {int(d): int(c) for d, c in days})
+            for n, kind, reason, days in meta["parts"]
+        ]
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise WireError("bad_meta", f"parts of the gap cannot be read: {error}") from error
+    for part in parts:
+        if (
+            part.records < 1
+            or part.kind not in (UNKNOWN_KIND, READINGS, DOCUMENTS)
+            or not 0 < len(part.reason) <= _MAX_REASON_CHARACTERS
+            or any(n < 1 or not UNKNOWN_DAY <= day < 2**31 for day, n in part.days.items())
+            or sum(part.days.values()) != part.records
+        ):
+            raise WireError("bad_meta", f"{part} cannot be")
+    if sum(part.records for part in parts) != header.records:
+        raise WireError("bad_meta", f"the parts do not add up to {header.records}")
+    if len(columns):
+        raise WireError("bad_columns", f"a gap has no columns, {len(columns)} bytes are there")
+    return parts
 
 
 def days_of(days: Iterable[int]) -> dict[int, int]:
@@ -566,6 +632,7 @@ __all__ = [
     "CODEC_NONE",
     "CODEC_ZLIB",
     "DOCUMENTS",
+    "GAP",
     "HEADER",
     "KIND_NAMES",
     "MAX_RAW_BYTES",
@@ -574,16 +641,20 @@ __all__ = [
     "RAW",
     "READINGS",
     "UNKNOWN_DAY",
+    "UNKNOWN_KIND",
     "UNKNOWN_TIME",
     "Document",
+    "GivenUp",
     "Reading",
     "Sealing",
     "SegmentHeader",
     "days_of",
     "decode_body",
     "decode_documents",
+    "decode_gap",
     "decode_header",
     "decode_readings",
     "encode_documents",
+    "encode_gap",
     "encode_readings",
 ]

@@ -43,6 +43,15 @@ def documents(first: int, bodies: Sequence[bytes], *, kind: str = "transaction")
     return wire.encode_documents(sealing(), first, made)
 
 
+def gap(first: int, *parts: wire.GivenUp, epoch: bytes = EPOCH) -> bytes:
+    """A declaration that the device gave up ``parts``, one after the other."""
+    return wire.encode_gap(sealing(epoch), first, parts)
+
+
+def given_up(n: int, *, kind: int = wire.READINGS, reason: str = "damaged") -> wire.GivenUp:
+    return wire.GivenUp(n, kind, reason, {DAY: n})
+
+
 def hello(
     ledger: Sequence[tuple[int, int, int]] = (),
     *,

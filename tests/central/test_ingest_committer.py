@@ -84,7 +84,7 @@ def assert_books_balance(query: Query) -> None:
                 + (select count(*) from bronze.transaction_logs as b
                    where b.stream_id = streams.stream_id)
                 + (select coalesce(sum(records), 0) from metadata.outcome_counts as o
-                   where o.stream_id = streams.stream_id and outcome = 'quarantined')
+                   where o.stream_id = streams.stream_id and outcome in ('quarantined', 'given_up'))
             """
         )
         == []

@@ -62,13 +62,16 @@ def sums(kind: str = "documents", **given: Any) -> answers.ReconciliationRow:
             "duplicate",
             "quarantined",
             "excluded",
+            "given_up",
             "undated",
             "in_transit",
             "pending",
             "remainder",
         )
     }
-    received = sum(parts[n] for n in ("landed", "duplicate", "quarantined", "excluded", "pending"))
+    received = sum(
+        parts[n] for n in ("landed", "duplicate", "quarantined", "excluded", "given_up", "pending")
+    )
     values: dict[str, Any] = {
         "kind": kind,
         "device_id": None,

@@ -24,7 +24,16 @@ def _head(**given: object) -> views.Headline:
     return views.headline(seen(answer), seen(None), seen(None), CLOCK)
 
 
-_FIGURES = ("landed", "duplicate", "quarantined", "excluded", "pending", "in_transit", "unreported")
+_FIGURES = (
+    "landed",
+    "duplicate",
+    "quarantined",
+    "excluded",
+    "given_up",
+    "pending",
+    "in_transit",
+    "unreported",
+)
 
 
 @given(

@@ -46,6 +46,8 @@ class Hub:
         """What is committed now."""
         watermark, ranges = 0, list[tuple[int, int]]()
         for first in sorted(self.segments):
+            if wire.decode_header(self.segments[first]).epoch != epoch:
+                continue
             last = wire.decode_header(self.segments[first]).last_sequence
             if first == watermark + 1 and not ranges:
                 watermark = last

@@ -16,7 +16,7 @@ from scout_edge.buffer import Buffer, KeyReusedError, Offset, peek
 from scout_shared import wire
 from scout_shared.errors import ConfigError, PermanentError, TransientError
 from scout_shared.messages import Receipt
-from scout_shared.wire import UNKNOWN_DAY, Document, Reading
+from scout_shared.wire import DOCUMENTS, READINGS, UNKNOWN_DAY, Document, GivenUp, Reading
 from tests.edge_agent.records import START_MS, ZONE, contents, documents, readings, stored
 from tests.harness.waiting import eventually
 
@@ -97,7 +97,7 @@ def test_small_appends_wait_unsealed_and_get_sequences_when_sealed(buffer: Buffe
     assert buffer.seal() == 5
     assert buffer.status().unsealed_records == 0
     segments = stored(buffer)
-    assert [(s.first_sequence, s.records, s.kind) for s in segments] == [(1, 3, 1), (4, 2, 2)]
+    assert [(s.first_sequence, s.records, s.kind) for s in segments] == [(1, 2, 2), (3, 3, 1)]
     found, bodies = contents(segments)
     assert found == Counter(readings(3))
     assert bodies == documents(buffer, 2)
@@ -598,29 +598,74 @@ def test_a_database_of_another_program_is_refused_and_kept(path: Path) -> None:
     assert path.read_bytes() == kept
 
 
-def test_a_damaged_tail_row_is_refused_and_kept(path: Path) -> None:
+def test_a_damaged_tail_row_becomes_a_gap_and_the_rest_is_delivered(path: Path) -> None:
     with reopened(path) as buffer:
         buffer.append_documents(documents(buffer, 3, size=100))
-    content = path.read_bytes()
-    at = content.rindex(b"x" * 100)
-    path.write_bytes(content[:at] + b"y" + content[at + 1 :])
-    with pytest.raises(PermanentError, match="tail row 1 with 3 records is damaged"):
-        reopened(path)
-    assert path.read_bytes()[at : at + 1] == b"y"
-
-
-def test_a_segment_whose_bytes_changed_is_kept_not_sent_and_counted(path: Path) -> None:
+        buffer.append_documents(documents(buffer, 2, first=3))
+    flip(path, b"x" * 100)
     with reopened(path) as buffer:
-        buffer.append_readings(readings(3000))
+        assert buffer.status().given_up_records == 3
+        buffer.seal()
+        gap, rest = stored(buffer)
+        assert wire.decode_gap(gap.body) == [GivenUp(3, DOCUMENTS, "damaged", {UNKNOWN_DAY: 3})]
+        assert contents([rest])[1] == documents(buffer, 2, first=3)
+        assert buffer.apply_receipt(Receipt(buffer.epoch, 5)) == 5
+        assert buffer.status().backlog_records == 0
+        assert sum(ledger(buffer).values()) == 5, "accepted stays accepted"
+
+
+def test_a_segment_whose_bytes_changed_becomes_a_gap(path: Path) -> None:
+    with reopened(path) as buffer:
+        buffer.append_readings(readings(4000))
         bodies = [s.body for s in stored(buffer)]
-    content = path.read_bytes()
-    at = content.index(bodies[1][-40:])
-    path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    for body in bodies[1:3]:
+        flip(path, body[-40:])
     with reopened(path) as buffer:
-        sent = buffer.segments_after(0, 1 << 20)
-        assert [s.first_sequence for s in sent] == [1, 2001]
-        assert buffer.status().damaged_segments == 1
-        assert buffer.status().backlog_records == 3000
+        one, gap, four = buffer.segments_after(0, 1 << 20)
+        assert (one.body, four.body) == (bodies[0], bodies[3])
+        assert (gap.first_sequence, gap.records, gap.kind) == (1001, 2000, wire.GAP)
+        lost = GivenUp(1000, READINGS, "damaged", {UNKNOWN_DAY: 1000})
+        assert wire.decode_gap(gap.body) == [lost, lost]
+        status = buffer.status()
+        assert (status.damaged_segments, status.given_up_records) == (2, 2000)
+        assert status.backlog_records == 4000
+    with reopened(path) as buffer:
+        assert buffer.segments_after(0, 1 << 20) == [one, gap, four]
+        assert buffer.status().given_up_records == 2000
+        assert buffer.apply_receipt(Receipt(buffer.epoch, 4000)) == 4000
+        assert stored(buffer) == []
+
+
+def test_a_segment_whose_own_checksums_hold_is_sent(path: Path) -> None:
+    """Only the number beside it changed."""
+    with reopened(path) as buffer:
+        buffer.append_readings(readings(1000))
+        before = stored(buffer)
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("update segments set crc = crc + 1")
+    with reopened(path) as buffer:
+        assert buffer.segments_after(0, 1 << 20) == before
+        assert buffer.status().given_up_records == 0
+
+
+def test_a_segment_that_belongs_elsewhere_is_not_sent(path: Path) -> None:
+    with reopened(path.with_name("other.db")) as other:
+        other.append_readings(readings(1000))
+        (foreign,) = stored(other)
+    with reopened(path) as buffer:
+        buffer.append_readings(readings(1000))
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("update segments set body = ?, crc = crc + 1", (foreign.body,))
+    with reopened(path) as buffer:
+        (gap,) = buffer.segments_after(0, 1 << 20)
+        assert (gap.kind, gap.records) == (wire.GAP, 1000)
+
+
+def flip(path: Path, wanted: bytes) -> None:
+    """Change one bit of the last place in the file where ``wanted`` stands."""
+    content = path.read_bytes()
+    at = content.rindex(wanted)
+    path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
 
 
 def test_a_second_agent_on_the_same_file_is_refused(buffer: Buffer, path: Path) -> None:

@@ -56,7 +56,11 @@ OFFLINE = {"connected": False, "hub_answers": False, "backlog_records": 1200}
     [
         ({}, "ALL IS WELL: sending, everything is confirmed by the hub.", ""),
         ({"backlog_records": 1}, "ALL IS WELL: sending, 1 record to go.", ""),
-        ({"damaged_segments": 2}, "SENDING: the hub confirms, but 2 damaged", "SD card"),
+        (
+            {"damaged_segments": 2},
+            "SENDING: the hub confirms, but 2 segments were damaged here",
+            "SD card",
+        ),
         ({"running": False}, "STOPPED: the agent does not run; nothing waits.", "systemctl start"),
         (
             {**OFFLINE, "last_error": "[Errno 101] Network is unreachable"},

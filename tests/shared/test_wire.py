@@ -317,3 +317,28 @@ def test_meta_names_are_json_in_utf8() -> None:
     meta, _ = wire.decode_body(wire.decode_header(segment), segment)
     assert meta["metrics"] == ["temperatura.ñ"]
     assert json.dumps(meta["days"]) == "[[0, 1]]"
+
+
+def test_a_gap_says_what_stood_there() -> None:
+    parts = [
+        wire.GivenUp(60, wire.READINGS, "drop_oldest", {17000: 50, 17001: 10}),
+        wire.GivenUp(5, wire.UNKNOWN_KIND, "damaged", {wire.UNKNOWN_DAY: 5}),
+    ]
+    segment = wire.encode_gap(SEALING, 7, parts)
+    header = wire.decode_header(segment)
+    assert (header.kind, header.first_sequence, header.records) == (wire.GAP, 7, 65)
+    assert wire.decode_gap(segment) == parts
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        wire.GivenUp(60, 9, "damaged", {1: 60}),
+        wire.GivenUp(60, wire.READINGS, "", {1: 60}),
+        wire.GivenUp(60, wire.READINGS, "r" * 65, {1: 60}),
+        wire.GivenUp(61, wire.READINGS, "damaged", {1: 60}),
+    ],
+)
+def test_a_gap_that_cannot_be_is_refused(part: wire.GivenUp) -> None:
+    with pytest.raises(WireError):
+        wire.decode_gap(wire.encode_gap(SEALING, 1, [part]))

@@ -86,7 +86,7 @@ def get_reconciliation(
     limit: Annotated[int, Query(ge=1, le=5000, description="Rows in a page.")] = 1000,
     cursor: paging.Cursor = None,
 ) -> Reconciliation:
-    """Where the records went: produced, received, landed, duplicate, quarantined, excluded."""
+    """Where the records went: produced, received, landed, duplicate, quarantined, …, given up."""
     door: Door = request.app.state.door
     with door.reader(viewer) as reader:
         totals = _totals(reader, device_id)

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 
 from scout_central.ingest import columns
-from scout_central.ingest.columns import DocumentColumns, ReadingColumns
+from scout_central.ingest.columns import DocumentColumns, GapColumns, ReadingColumns
 from scout_shared import topics, wire
 from scout_shared.errors import WireError
 from scout_shared.messages import Hello
@@ -37,7 +37,7 @@ class SegmentArrival:
 
     arrival: Arrival
     header: SegmentHeader
-    columns: ReadingColumns | DocumentColumns | None
+    columns: ReadingColumns | DocumentColumns | GapColumns | None
     error: WireError | None
 
 
@@ -82,6 +82,10 @@ def parse(arrival: Arrival) -> Parsed:
         if header.kind == wire.READINGS:
             return SegmentArrival(
                 arrival, header, columns.decode_readings(header, arrival.payload), None
+            )
+        if header.kind == wire.GAP:
+            return SegmentArrival(
+                arrival, header, columns.decode_gap(header, arrival.payload), None
             )
         return SegmentArrival(
             arrival, header, columns.decode_documents(header, arrival.payload), None

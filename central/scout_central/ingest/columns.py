@@ -92,6 +92,16 @@ class DocumentColumns:
 
 
 @dataclass(frozen=True, slots=True)
+class GapColumns:
+    """What a device declares that it gave up, in sequence order."""
+
+    header: SegmentHeader
+    zone: str
+    days: dict[int, int]
+    parts: list[wire.GivenUp]
+
+
+@dataclass(frozen=True, slots=True)
 class RowContext:
     """What the rows of one segment share, known only inside the transaction."""
 
@@ -117,6 +127,18 @@ def decode_header(segment: bytes) -> SegmentHeader:
     if header.last_sequence >= 2**63 - 1:
         raise WireError("bad_header", f"sequence {header.last_sequence} is out of range")
     return header
+
+
+def decode_gap(header: SegmentHeader, segment: bytes) -> GapColumns:
+    """The declared gap of a segment whose header was decoded. Raises WireError."""
+    parts = wire.decode_gap(segment)
+    meta, _ = wire.decode_body(header, segment)
+    for part in parts:
+        if not is_text(part.reason) or not all(map(is_day, part.days)):
+            raise WireError("bad_meta", f"{part} cannot be stored")
+    if not is_text(meta["zone"]):
+        raise WireError("bad_meta", "the zone is not text that can be stored")
+    return GapColumns(header, meta["zone"], dict(meta["days"]), parts)
 
 
 def decode_readings(header: SegmentHeader, segment: bytes) -> ReadingColumns:

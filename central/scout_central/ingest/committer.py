@@ -21,7 +21,14 @@ from scout_central import database
 from scout_central.ingest import columns as column
 from scout_central.ingest import statements as sql
 from scout_central.ingest.arrivals import Parsed, SegmentArrival, UnreadableArrival
-from scout_central.ingest.columns import DocumentColumns, Mask, ReadingColumns, RowContext
+from scout_central.ingest.columns import (
+    DocumentColumns,
+    GapColumns,
+    Mask,
+    ReadingColumns,
+    RowContext,
+)
+from scout_central.ingest.gaps import close_gaps, declare
 from scout_central.ingest.isolation import (
     contest,
     exclude_bad_documents,
@@ -238,17 +245,22 @@ class Committer:
         streams = [self._streams[key] if key else None for key in map(stream_key, batch)]
         work = self._begin(connection, streams, received_ms)
         self._check_stores(work, batch, streams)
-        landed, contested = _sort_out(connection, work, batch, streams)
+        landed, contested, gaps, closing = _sort_out(connection, work, batch, streams)
         self._copy_readings(connection, work, landed)
         _copy_documents(connection, work, landed)
+        if closing:
+            close_gaps(connection, work, closing)
         if landed:
             add_segments(connection, work, landed, Outcome.LANDED)
         for accepted in contested:
             contest(connection, work, accepted)
+        # Last: what came in the same batch is not given up.
+        for accepted in gaps:
+            declare(connection, work, accepted)
         for position, item in enumerate(batch):
             if isinstance(item, UnreadableArrival):
                 set_aside(connection, work, position, item)
-        greet(connection, batch, streams, received_ms)
+        greet(connection, work, batch, streams)
         set_online(connection, batch)
         write_tallies(connection, work)
         receipts = read_receipts(connection, batch, streams, received_ms)
@@ -348,18 +360,31 @@ def _sort_out(
     work: Work,
     batch: Sequence[Parsed],
     streams: list[int | None],
-) -> tuple[list[Accepted], list[Accepted]]:
-    """New segments to land, and contested ones; redeliveries get their outcome here."""
+) -> tuple[list[Accepted], list[Accepted], list[Accepted], list[Accepted]]:
+    """New segments to land, contested ones, gaps, and of those that land the given-up ones.
+
+    Redeliveries get their outcome here.
+    """
+    gaps = [
+        Accepted(position, stream_id, item)
+        for position, (item, stream_id) in enumerate(zip(batch, streams, strict=True))
+        if isinstance(item, SegmentArrival)
+        and isinstance(item.columns, GapColumns)
+        and stream_id is not None
+    ]
     segments = [
         Accepted(position, stream_id, item)
         for position, (item, stream_id) in enumerate(zip(batch, streams, strict=True))
-        if isinstance(item, SegmentArrival) and stream_id is not None
+        if isinstance(item, SegmentArrival)
+        and not isinstance(item.columns, GapColumns)
+        and stream_id is not None
     ]
     if not segments:
-        return [], []
+        return [], [], gaps, []
     headers = [s.item.header for s in segments]
-    touched: dict[int, bool] = dict(
-        connection.execute(
+    touched = {
+        position: (is_redelivery, was_given_up)
+        for position, is_redelivery, was_given_up in connection.execute(
             sql.TOUCHED,
             {
                 "positions": [s.position for s in segments],
@@ -367,10 +392,12 @@ def _sort_out(
                 "firsts": [h.first_sequence for h in headers],
                 "records": [h.records for h in headers],
                 "crcs": [h.body_crc for h in headers],
+                "kinds": [h.kind for h in headers],
             },
         )
-    )
+    }
     landed: list[Accepted] = []
+    closing: list[Accepted] = []
     contested: list[Accepted] = []
     taken: dict[int, _Intervals] = {}
     # Good copies first: a damaged copy of the same segment is then a redelivery.
@@ -378,15 +405,22 @@ def _sort_out(
         header = segment.item.header
         intervals = taken.setdefault(segment.stream_id, _Intervals())
         other = intervals.meets(header)
-        if touched.get(segment.position) or (other is not None and _same(header, other)):
+        is_redelivery, was_given_up = touched.get(segment.position, (False, False))
+        if is_redelivery or (other is not None and _same(header, other)):
             work.outcomes[segment.position] = Outcome.REDELIVERED
-        elif segment.position in touched or other is not None or segment.item.error is not None:
+        elif (
+            other is not None
+            or segment.item.error is not None
+            or (segment.position in touched and not was_given_up)
+        ):
             contested.append(segment)
         else:
             intervals.add(header)
             landed.append(segment)
             work.outcomes[segment.position] = Outcome.LANDED
-    return landed, contested
+            if was_given_up:
+                closing.append(segment)
+    return landed, contested, gaps, closing
 
 
 def _same(one: SegmentHeader, other: SegmentHeader) -> bool:

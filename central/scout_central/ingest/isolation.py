@@ -79,8 +79,9 @@ def contest(connection: database.Connection, work: Work, segment: Accepted) -> N
     fresh = header.records - held_records
     if fresh:
         add_segments(connection, work, [segment], Outcome.QUARANTINED)
-        work.received[segment.stream_id, header.kind, UNKNOWN_DAY] += fresh
-        work.quarantined[segment.stream_id, header.kind, UNKNOWN_DAY, reason] += fresh
+        kind = wire.UNKNOWN_KIND if header.kind == wire.GAP else header.kind
+        work.received[segment.stream_id, kind, UNKNOWN_DAY] += fresh
+        work.quarantined[segment.stream_id, kind, UNKNOWN_DAY, reason] += fresh
     is_overlap = item.error is None
     note_error(
         work,

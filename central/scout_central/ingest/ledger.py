@@ -18,6 +18,7 @@ from scout_central import database
 from scout_central.ingest import columns as column
 from scout_central.ingest import statements as sql
 from scout_central.ingest.arrivals import HelloArrival, Parsed, SegmentArrival, StatusArrival
+from scout_shared import wire
 from scout_shared.errors import ConfigError
 from scout_shared.messages import Receipt
 from scout_shared.zones import UNKNOWN_DAY, BusinessCalendar
@@ -32,6 +33,8 @@ class Outcome(StrEnum):
     LANDED = "landed"
     REDELIVERED = "redelivered"
     QUARANTINED = "quarantined"
+    GIVEN_UP = "given_up"
+    """A declared gap: it has the sequences, the records are lost."""
     REFUSED = "refused"
     NOTED = "noted"
 
@@ -94,6 +97,8 @@ class Work:
     """(stream, kind, day) → records."""
     quarantined: Counter[tuple[int, int, int, str]] = field(default_factory=Counter)
     """(stream, kind, day, rule) → records."""
+    given_up: Counter[tuple[int, int, int, str]] = field(default_factory=Counter)
+    """(stream, kind, day, reason) → records; negative: they came after all."""
     records: list[tuple[int, Record]] = field(default_factory=list)
     errors: dict[tuple[str, str], _Error] = field(default_factory=dict)
     contested: set[tuple[int | None, int | None, bytes]] = field(default_factory=set)
@@ -145,15 +150,7 @@ def add_segments(
             "received_ms": work.received_ms,
         },
     )
-    connection.execute(
-        sql.EXTEND_STREAMS,
-        {
-            "streams": streams,
-            "firsts": firsts,
-            "records": records,
-            "zones": [a.item.columns and _known_zone(a.item.columns.zone) for a in added],
-        },
-    )
+    extend_streams(connection, added)
     if outcome is not Outcome.LANDED:
         return
     for accepted in added:
@@ -171,11 +168,56 @@ def add_segments(
         )
 
 
+def insert_given_up(
+    connection: database.Connection,
+    work: Work,
+    gap: Accepted,
+    parts: list[tuple[int, wire.GivenUp]],
+) -> None:
+    """Note, under (first sequence, part), which segments stand given up; they have no bytes."""
+    header = gap.item.header
+    n = len(parts)
+    connection.execute(
+        sql.INSERT_SEGMENTS,
+        {
+            "streams": [gap.stream_id] * n,
+            "firsts": [first for first, _ in parts],
+            "records": [part.records for _, part in parts],
+            "kinds": [part.kind for _, part in parts],
+            "outcomes": [str(Outcome.GIVEN_UP)] * n,
+            "bytes": [0] * n,
+            "crcs": [0] * n,
+            "boots": [header.boot_id] * n,
+            "clocks": [header.clock] * n,
+            "sealed": [
+                header.sealed_ms if column.MIN_MS <= header.sealed_ms <= column.MAX_MS else None
+            ]
+            * n,
+            "mono": [header.sealed_mono_ms] * n,
+            "received_ms": work.received_ms,
+        },
+    )
+
+
+def extend_streams(connection: database.Connection, added: list[Accepted]) -> None:
+    """The sequences of ``added`` are held: the device may forget them once this is committed."""
+    headers = [a.item.header for a in added]
+    connection.execute(
+        sql.EXTEND_STREAMS,
+        {
+            "streams": [a.stream_id for a in added],
+            "firsts": [h.first_sequence for h in headers],
+            "records": [h.records for h in headers],
+            "zones": [a.item.columns and _known_zone(a.item.columns.zone) for a in added],
+        },
+    )
+
+
 def greet(
     connection: database.Connection,
+    work: Work,
     batch: Sequence[Parsed],
     streams: list[int | None],
-    received_ms: int,
 ) -> None:
     """What devices say of themselves; counts and versions only ever grow."""
     latest: dict[int, HelloArrival] = {}
@@ -185,7 +227,9 @@ def greet(
     for item, stream_id in zip(batch, streams, strict=True):
         if not isinstance(item, HelloArrival) or stream_id is None:
             continue
-        latest[stream_id] = by_device[item.arrival.device_id] = item
+        latest[stream_id] = item
+        if not item.hello.recovered:
+            by_device[item.arrival.device_id] = item
         versions[stream_id] = max(versions.get(stream_id, 0), item.hello.ledger_version)
         for entry in item.hello.ledger:
             key = (stream_id, entry.kind, entry.day)
@@ -202,9 +246,12 @@ def greet(
             "hellos": [hello.encode().decode() for hello in hellos],
             "intervals": [hello.interval_seconds for hello in hellos],
             "device_ms": [hello.device_time_ms for hello in hellos],
-            "hub_ms": received_ms,
+            "hub_ms": work.received_ms,
         },
     )
+    for item in by_device.values():
+        if item.hello.damaged_files:
+            _note_damage(work, item)
     hellos = [item.hello for item in latest.values()]
     connection.execute(
         sql.GREET_STREAMS,
@@ -218,6 +265,20 @@ def greet(
     )
     if produced:
         connection.execute(sql.RAISE_PRODUCED, _days_apart(produced))
+
+
+def _note_damage(work: Work, item: HelloArrival) -> None:
+    device_id, files = item.arrival.device_id, item.hello.damaged_files
+    note_error(
+        work,
+        item,
+        code="buffer_damaged",
+        severity="critical",
+        message=f"{files} damaged buffer files lie on device {device_id}: what was whole in them "
+        "is delivered under its old identity, what was not is declared as given up",
+        hint="check the SD card or disk and the power supply, change it; then keep or remove the "
+        "files named .damaged- beside its buffer",
+    )
 
 
 def set_online(connection: database.Connection, batch: Sequence[Parsed]) -> None:
@@ -252,16 +313,19 @@ def write_tallies(connection: database.Connection, work: Work) -> None:
         )
     if work.received:
         connection.execute(sql.ADD_RECEIVED, _days_apart(work.received))
-    if work.quarantined:
-        keys = list(work.quarantined)
+    if work.quarantined or work.given_up:
+        keys = [*work.quarantined, *work.given_up]
+        outcomes = [Outcome.QUARANTINED] * len(work.quarantined)
+        outcomes += [Outcome.GIVEN_UP] * len(work.given_up)
         connection.execute(
-            sql.ADD_QUARANTINED,
+            sql.ADD_OUTCOMES,
             {
                 "streams": [stream_id for stream_id, _, _, _ in keys],
                 "kinds": [kind for _, kind, _, _ in keys],
                 "days": [_day(day) for _, _, day, _ in keys],
+                "outcomes": [str(outcome) for outcome in outcomes],
                 "rules": [rule for _, _, _, rule in keys],
-                "records": list(work.quarantined.values()),
+                "records": [*work.quarantined.values(), *work.given_up.values()],
             },
         )
     if work.errors:

@@ -104,11 +104,17 @@ select
         and segments.crc = seen.crc
         and segments.outcome = 'landed',
         false
-    ) as is_redelivery
+    ) as is_redelivery,
+    coalesce(
+        segments.records = seen.records
+        and segments.kind in (0, seen.kind)
+        and segments.outcome = 'given_up',
+        false
+    ) as was_given_up
 from unnest(
     %(positions)s::int[], %(streams)s::int[], %(firsts)s::bigint[], %(records)s::int[],
-    %(crcs)s::bigint[]
-) as seen (position, stream_id, first_sequence, records, crc)
+    %(crcs)s::bigint[], %(kinds)s::smallint[]
+) as seen (position, stream_id, first_sequence, records, crc, kind)
 inner join metadata.streams using (stream_id)
 left join metadata.segments using (stream_id, first_sequence)
 where streams.received && int8range(seen.first_sequence, seen.first_sequence + seen.records)
@@ -190,6 +196,74 @@ from unnest(
 on conflict (stream_id, first_sequence) do nothing
 """
 
+# How much of each part of a gap the hub holds: only the rest is given up.
+HELD = """
+select coalesce((
+    select sum(upper(held) - lower(held))
+    from unnest(
+        streams.received
+        * int8multirange(int8range(parts.first, parts.first + parts.records))
+    ) as held
+), 0)::bigint
+from metadata.streams
+cross join unnest(%(firsts)s::bigint[], %(records)s::bigint[]) with ordinality
+    as parts (first, records, position)
+where streams.stream_id = %(stream)s
+order by parts.position
+"""
+
+INSERT_GAPS = """
+insert into metadata.gaps (
+    stream_id, first_sequence, sequences, records, kind, reason, days, device_id, store_id
+)
+select
+    %(stream)s,
+    first_sequence,
+    sequences,
+    records,
+    kind,
+    reason,
+    days::jsonb,
+    %(device)s,
+    %(store)s
+from unnest(
+    %(firsts)s::bigint[], %(sequences)s::bigint[], %(records)s::bigint[], %(kinds)s::smallint[],
+    %(reasons)s::text[], %(days)s::text[]
+) as part (first_sequence, sequences, records, kind, reason, days)
+on conflict (stream_id, first_sequence, sequences) do nothing
+"""
+
+# What a gap stood for came after all: the segment is what it always was, and the gap is closed.
+CLOSE_GAPS = """
+with found as (
+    select
+        stream_id,
+        first_sequence
+    from unnest(%(streams)s::int[], %(firsts)s::bigint[]) as seen (stream_id, first_sequence)
+),
+
+replaced as (
+    delete from metadata.segments
+    using found
+    where segments.stream_id = found.stream_id
+        and segments.first_sequence = found.first_sequence
+        and segments.outcome = 'given_up'
+)
+
+update metadata.gaps
+set closed_at = now()
+from found
+where gaps.stream_id = found.stream_id
+    and gaps.first_sequence = found.first_sequence
+    and gaps.records = gaps.sequences
+    and gaps.closed_at is null
+returning
+    gaps.stream_id,
+    gaps.kind,
+    gaps.reason,
+    gaps.days
+"""
+
 EXTEND_STREAMS = """
 update metadata.streams
 set
@@ -225,7 +299,7 @@ on conflict (stream_id, kind, business_date)
 do update set records = counts.records + excluded.records
 """
 
-ADD_QUARANTINED = """
+ADD_OUTCOMES = """
 insert into metadata.outcome_counts as counts (
     stream_id, kind, business_date, outcome, rule, records
 )
@@ -233,13 +307,13 @@ select
     stream_id,
     kind,
     date '1970-01-01' + day,
-    'quarantined',
+    outcome,
     rule,
     records
 from unnest(
-    %(streams)s::int[], %(kinds)s::smallint[], %(days)s::int[], %(rules)s::text[],
-    %(records)s::bigint[]
-) as seen (stream_id, kind, day, rule, records)
+    %(streams)s::int[], %(kinds)s::smallint[], %(days)s::int[], %(outcomes)s::text[],
+    %(rules)s::text[], %(records)s::bigint[]
+) as seen (stream_id, kind, day, outcome, rule, records)
 on conflict (stream_id, kind, business_date, outcome, rule)
 do update set records = counts.records + excluded.records
 """

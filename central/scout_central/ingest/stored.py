@@ -2,15 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
+from typing import BinaryIO
 
 from scout_central.ingest.arrivals import Arrival, parse
 from scout_central.ingest.committer import Committed, Committer
 from scout_central.ingest.ledger import StreamReceipt
 from scout_shared import topics
+from scout_shared.errors import WireError
+from scout_shared.export import read_head, read_segments
 
 BATCH_SEGMENTS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What became of an export file."""
+
+    device_id: str
+    store_id: str
+    outcomes: dict[str, int]
+    """Segments by outcome."""
+    rows: int
+    damage: str
+    """Why the rest of the file cannot be read; empty: all of it was."""
+
+
+def import_export(committer: Committer, file: BinaryIO) -> Imported:
+    """Commit what ``scout-edge buffer export`` wrote; safe to repeat, before or after MQTT.
+
+    Raises:
+        WireError: it is no export; nothing was stored.
+        TransientError, PermanentError: as ``ingest_segments``.
+    """
+    head = read_head(file)
+    damage: list[str] = []
+
+    def segments() -> Iterator[bytes]:
+        try:
+            yield from read_segments(file)
+        except WireError as error:
+            damage.append(error.message)
+
+    # First: the account then says at once what is still missing.
+    committer.commit_isolating(
+        [parse(Arrival(head.store_id, head.device_id, topics.HELLO, h)) for h in head.hellos]
+    )
+    done = ingest_segments(committer, head.store_id, head.device_id, segments())
+    outcomes = Counter(str(outcome) for outcome in done.outcomes)
+    return Imported(head.device_id, head.store_id, dict(outcomes), done.rows, "".join(damage))
 
 
 def ingest_segments(

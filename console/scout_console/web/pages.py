@@ -24,7 +24,7 @@ STATES = ("dark", "late", "unknown", "online")
 RUN_STATES = ("running", "completed", "failed", "cancelled")
 _STORES_SHOWN = 48
 _CALENDAR = 120
-_OUTCOMES = ("landed", "duplicate, quarantined, excluded", "under way")
+_OUTCOMES = ("landed", "duplicate, quarantined, excluded, given up", "under way")
 
 
 def overview(head: Headline) -> None:
@@ -245,7 +245,7 @@ def _span(dated: list[answers.ReconciliationRow]) -> str:
 def _outcomes(row: answers.ReconciliationRow | None) -> tuple[tuple[str, int], ...]:
     if row is None:
         return ((_OUTCOMES[0], 0),)
-    other = row.duplicate + row.quarantined + row.excluded
+    other = row.duplicate + row.quarantined + row.excluded + row.given_up
     numbers = (row.landed, other, row.in_transit + row.pending)
     return tuple(zip(_OUTCOMES, numbers, strict=True))
 
@@ -311,7 +311,7 @@ def _equation_note(answer: answers.Overview) -> str:
         return ""
     return (
         '<p class="nothing">Produced + not yet reported = in transit + received. '
-        "Received = landed + duplicate + quarantined + excluded + pending. "
+        "Received = landed + duplicate + quarantined + excluded + given up + pending. "
         "A remainder other than 0 is an incident.</p>"
     )
 

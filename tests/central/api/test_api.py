@@ -204,6 +204,7 @@ def test_the_reconciliation_equation_holds_in_each_row(hub: LiveHub) -> None:
                 + row["duplicate"]
                 + row["quarantined"]
                 + row["excluded"]
+                + row["given_up"]
                 + row["pending"]
             )
 
