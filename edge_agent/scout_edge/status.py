@@ -166,7 +166,7 @@ def headline(shown: dict[str, Any]) -> Headline:
             return Headline(
                 SENDING,
                 False,
-                f"the hub confirms, but {damaged} segments were damaged here: given up, and declared.",
+                f"the hub confirms, but {damaged} segments were damaged here: given up, declared.",
                 "replace the SD card soon, and tell the engineer on call",
             )
         done = "everything is confirmed by the hub" if not backlog else f"{_records(backlog)} to go"

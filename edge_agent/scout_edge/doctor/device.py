@@ -279,8 +279,8 @@ def _damage(path: Path) -> Finding:
         return fail(
             "buffer.damage",
             f"{len(damaged)} of {checked} segments are damaged (first: sequence {damaged[0]})",
-            "replace the SD card soon; the agent declares damaged segments to the hub and sends the others;"
-            " keep the file, the engineer on call recovers what can be",
+            "replace the SD card soon; the agent declares damaged segments to the hub and sends"
+            " the others; keep the file, the engineer on call recovers what can be",
         )
     return ok("buffer.damage", f"{checked} segments match their checksums")
 
