@@ -120,7 +120,9 @@ class Agent:
         finally:
             ending.set()
             recovering.cancel()
-            await asyncio.gather(recovering, return_exceptions=True)
+            (ended,) = await asyncio.gather(recovering, return_exceptions=True)
+            if isinstance(ended, Exception):  # a defect: it must be seen, and stop nothing else
+                failures.append(ended)
             await forwarder.stopped(forwarding)
         status = self.buffer.status()
         log.info("agent.stopped", backlog_records=status.backlog_records)
