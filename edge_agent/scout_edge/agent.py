@@ -141,7 +141,9 @@ class Agent:
             ending.set()
             watching.cancel()
             recovering.cancel()
-            await asyncio.gather(recovering, return_exceptions=True)
+            (ended,) = await asyncio.gather(recovering, return_exceptions=True)
+            if isinstance(ended, Exception):  # a defect: it must be seen, and stop nothing else
+                failures.append(ended)
             await forwarder.stopped(forwarding)
         log.info("agent.stopped", backlog_records=self.buffer.status().backlog_records)
         if failures:
