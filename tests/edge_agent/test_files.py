@@ -216,6 +216,22 @@ def test_rotation_by_copy_and_truncate_loses_and_doubles_nothing(
     assert store.numbers() == [1, 2, 3, *after]
 
 
+def test_a_copy_of_a_file_that_was_closed_for_rest_is_not_read_twice(
+    start: Start, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files_module, "_IDLE_SECONDS", 0.0)
+    log = folder / "sales.log"
+    write(log, 1, 2)
+    store = start(path=folder / "sales.log*")
+    assert store.numbers() == [1, 2]
+    assert not store.source._files
+    shutil.copy(log, folder / "sales.log.1")
+    assert store.numbers() == [1, 2]
+    os.truncate(log, 0)
+    write(log, 3)
+    assert store.numbers() == [1, 2, 3]
+
+
 def test_a_new_file_that_begins_like_another_is_no_copy(start: Start, folder: Path) -> None:
     store = start(path=folder / "*.log")
     write(folder / "a.log", 1)
@@ -395,6 +411,23 @@ def test_the_same_file_dropped_again_is_taken_again(start: Start, folder: Path) 
         write(folder / "a.jsonl", 1)
         store.poll()
     assert store.numbers() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("mode", ["tail", "drop"])
+def test_more_files_than_may_be_open_are_all_read(
+    start: Start, folder: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files_module, "_OPEN_FILES", 3)
+    store = start(path=folder / "*.log", mode=mode)
+    for n in range(10):
+        write(folder / f"{n}.log", n)
+    eventually(lambda: store.numbers() == list(range(10)))
+    assert len(store.source._files) <= 3
+    if mode == "tail":
+        for n in range(10):
+            write(folder / f"{n}.log", n + 10)
+        (folder / "7.log").rename(folder / "7.old")
+        eventually(lambda: store.numbers() == list(range(20)))
 
 
 @pytest.mark.parametrize(

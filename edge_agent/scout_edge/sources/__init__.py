@@ -5,7 +5,7 @@
     files     tail of growing files, or a drop folder: JSONL and CSV
     exec      the lines that a command writes
     mqtt      sensors of the store on a local broker
-    modbus    refrigeration, meters: registers by Modbus TCP or RTU
+    modbus    refrigeration, meters: registers by Modbus TCP
 
 Each ``[sources.<name>]`` table of the settings makes one source; ``kind`` says which. A package of
 another author adds a kind with an entry point of the group ``scout_edge.sources`` whose name is the

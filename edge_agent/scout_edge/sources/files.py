@@ -41,6 +41,7 @@ _UNFINISHED = (".tmp", ".part", ".partial", ".filepart", ".crdownload", "~")
 _ORPHAN_SECONDS = 60.0  # a copy stands beside the truncated file at once; later it is another file
 _NOTHING = Checkpoints({})
 _IDLE_SECONDS = 600.0  # a file that rests so long is closed, and opened when it changes
+_OPEN_FILES = 128  # descriptors are shared with the buffer and the network; the others wait
 
 log = logs.get("files")
 
@@ -120,6 +121,7 @@ class FilesSource:
         path = settings.reject_path or self._folder / f"{name}.rejects"
         self._rejects = RejectFile(path.absolute())
         self._files: dict[int, _File] = {}
+        self._resting: dict[int, tuple[int, int]] = {}
         self._marks = _NOTHING
         self._orphaned = time.monotonic()
         self._troubled: set[str] = set()
@@ -180,6 +182,8 @@ class FilesSource:
                 file.path = Path(found[inode].path)
             self._notice(inode, file)
         for inode, entry in fitting.items():
+            if len(self._files) >= _OPEN_FILES:
+                break
             if inode not in self._marks.files and self._open(inode, entry, listed=True):
                 self._welcome(inode)
         if self._marks.orphans and time.monotonic() - self._orphaned > _ORPHAN_SECONDS:
@@ -196,6 +200,16 @@ class FilesSource:
         for inode in self._marks.files.keys() - self._files.keys():
             # Known from before: under its old name, or under another one in the same folder.
             entry = found.get(inode)
+            if entry is not None and inode in self._resting:
+                try:
+                    now = entry.stat()
+                except FileNotFoundError:
+                    continue
+                if inode in fitting and self._resting[inode] == (now.st_size, now.st_mtime_ns):
+                    continue
+            if entry is not None and len(self._files) >= _OPEN_FILES:
+                continue
+            self._resting.pop(inode, None)
             if entry is None or not self._open(inode, entry, listed=inode in fitting):
                 continue
             if not holds(self._files[inode].descriptor, self._marks.files[inode]):
@@ -281,8 +295,7 @@ class FilesSource:
             for other, mark in self._marks.files.items():
                 if (
                     mark.lines
-                    and other in self._files
-                    and file.seen[0] <= os.fstat(self._files[other].descriptor).st_size
+                    and file.seen[0] <= self._size(other)
                     and holds(file.descriptor, mark)
                 ):
                     # A copy of a file that is still whole, which has all of its lines: wait until
@@ -290,6 +303,12 @@ class FilesSource:
                     self._forget(inode)
                     return
         self._marks = self._marks.moved(inode, Checkpoint())
+
+    def _size(self, inode: int) -> int:
+        """Of a known file; -1 when it was not found again yet."""
+        if inode in self._files:
+            return os.fstat(self._files[inode].descriptor).st_size
+        return self._resting.get(inode, (-1, 0))[0]
 
     def _adopt(self, inode: int) -> None:
         """A file outside the pattern: read only when it is the copy of one that was truncated."""
@@ -320,16 +339,12 @@ class FilesSource:
         if os.fstat(file.descriptor).st_size == self._marks.files[inode].offset:
             if last:
                 self._finish(inode)
-            elif file.listed and file.rests(_IDLE_SECONDS):
-                self._rest(inode)
+            elif file.listed and file.rests(
+                _IDLE_SECONDS if len(self._files) < _OPEN_FILES else self._settings.settle_seconds
+            ):
+                self._resting[inode] = file.seen
+                self._forget(inode)
         return False
-
-    def _rest(self, inode: int) -> None:
-        """Nothing for long: keep the place, not the descriptor."""
-        # It is opened again at the next look, which costs little; a rotated one is then found by
-        # its inode. Only when many files are open is this worth it.
-        if len(self._files) > 64:
-            self._forget(inode)
 
     def _chunk(self, inode: int, chunk: bytes, *, last: bool) -> bool:
         """Take the whole lines of a chunk; whether there were any."""

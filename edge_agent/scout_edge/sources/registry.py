@@ -26,7 +26,7 @@ PASSWORD = "SCOUT_SOURCE_PASSWORD"  # noqa: S105 - a name
 """For ``settings.secret``: stands for ``SCOUT_SOURCE_<NAME>_PASSWORD`` of the table at hand."""
 RESERVED = ("http", "system")
 """Names of the sources that ``[http]`` and ``[system]`` make."""
-BUILT_IN = ("http", "system", "files", "exec", "mqtt")
+BUILT_IN = ("http", "system", "files", "exec", "mqtt", "modbus")
 _MODULES = {"exec": "command"}
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")

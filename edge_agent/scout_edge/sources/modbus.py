@@ -1,0 +1,288 @@
+"""Meters and refrigeration by Modbus TCP, or RTU frames over TCP: registers → metrics.
+
+Each register is read by itself, so that one that the device refuses costs only itself: it is
+counted and gives no reading. A device that does not answer is left alone for the rest of the round.
+A reading has this device's clock when the answer came.
+Not its job: writing registers; serial lines (a gateway makes TCP of them).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import struct
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from scout_edge import clock, journal
+from scout_edge.sources import SourceContext, SourceKind
+from scout_edge.sources.outlet import Outlet
+from scout_edge.sources.units import Conversion, conversion
+from scout_shared.errors import ConfigError, PermanentError, TransientError
+from scout_shared.settings import check_port, check_seconds
+from scout_shared.wire import Reading
+
+if TYPE_CHECKING:
+    from pymodbus.client import ModbusTcpClient
+
+_BITS = ("coil", "discrete")
+_TYPES = {
+    "int16": ">h",
+    "uint16": ">H",
+    "int32": ">i",
+    "uint32": ">I",
+    "int64": ">q",
+    "uint64": ">Q",
+    "float32": ">f",
+    "float64": ">d",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterSettings:
+    """One ``[[sources.<name>.registers]]`` table."""
+
+    metric: str
+    """What it is, with its unit. No default."""
+    address: int
+    """As sent, counted from 0: manuals that say 40001 mean 0 of 'holding'. No default."""
+    table: str = "holding"
+    """'holding', 'input', 'coil' or 'discrete'. Default 'holding'."""
+    type: str = "uint16"
+    """int16, uint16, int32, uint32, int64, uint64, float32 or float64; not for bits. Default
+    'uint16'."""
+    word_order: str = "big"
+    """Of types with several registers: 'big' has the high one first. Default 'big'."""
+    scale: float = 1.0
+    """Factor. Default 1."""
+    offset: float = 0.0
+    """Added after the factor. Default 0."""
+    unavailable: int | None = None
+    """The raw value by which the device says that it has none, e.g. 0x8000. Default: there is
+    none."""
+    device_id: int | None = None
+    """Unit on the bus. Default: that of the source."""
+
+    def __post_init__(self) -> None:
+        try:
+            journal.check_readings([Reading(self.metric, 0, 0.0)], set())
+        except PermanentError as error:
+            raise ConfigError(error.message, error.hint) from error
+        if self.table not in ("holding", "input", *_BITS):
+            raise ConfigError(
+                f"table {self.table!r} is not known", "use 'holding', 'input', 'coil', 'discrete'"
+            )
+        if self.type not in _TYPES:
+            raise ConfigError(f"type {self.type!r} is not known", f"use {', '.join(_TYPES)}")
+        if self.word_order not in ("big", "little"):
+            raise ConfigError(f"word_order {self.word_order!r} is not known", "'big' or 'little'")
+        if not 0 <= self.address <= 65_536 - self.count:
+            raise ConfigError(
+                f"address {self.address} cannot be",
+                f"give 0 to {65_536 - self.count}; a manual's 40001 is 0 of 'holding'",
+            )
+        if self.device_id is not None and not 0 <= self.device_id <= 255:
+            raise ConfigError(f"device_id {self.device_id} cannot be", "give 0 to 255")
+        if not (math.isfinite(self.scale) and math.isfinite(self.offset) and self.scale):
+            raise ConfigError(f"scale {self.scale} and offset {self.offset} cannot be")
+
+    @property
+    def count(self) -> int:
+        """Registers that it takes."""
+        return 1 if self.table in _BITS else struct.calcsize(_TYPES[self.type]) // 2
+
+
+@dataclass(frozen=True, slots=True)
+class ModbusSettings:
+    """A ``[sources.<name>]`` table of kind ``modbus``."""
+
+    host: str
+    """The device or its gateway. No default."""
+    registers: tuple[RegisterSettings, ...]
+    """What to read. No default."""
+    port: int = 502
+    """Its port. Default 502."""
+    framer: str = "socket"
+    """'socket' (Modbus TCP) or 'rtu' (RTU frames over TCP). Default 'socket'."""
+    device_id: int = 1
+    """Unit on the bus. Default 1."""
+    interval_seconds: float = 10.0
+    """Seconds between two rounds. Default 10."""
+    timeout_seconds: float = 3.0
+    """Seconds to wait for an answer. Default 3."""
+
+    def __post_init__(self) -> None:
+        check_port("port", self.port)
+        check_seconds("interval_seconds", self.interval_seconds, 0.05)
+        check_seconds("timeout_seconds", self.timeout_seconds, 0.05)
+        if self.framer not in ("socket", "rtu"):
+            raise ConfigError(f"framer {self.framer!r} is not known", "use 'socket' or 'rtu'")
+        if not 0 <= self.device_id <= 255:
+            raise ConfigError(f"device_id {self.device_id} cannot be", "give 0 to 255")
+        if not self.registers:
+            raise ConfigError("registers must name at least one register")
+
+
+class _SilentError(TransientError):
+    """A device did not answer."""
+
+
+class ModbusSource:
+    """Reads the registers of one table; see the module.
+
+    Raises:
+        ConfigError: pymodbus is not installed.
+    """
+
+    def __init__(self, outlet: Outlet, settings: ModbusSettings, *, name: str = "modbus") -> None:
+        self.name = name
+        self._outlet = outlet
+        self._settings = settings
+        self._conversions: dict[RegisterSettings, Conversion] = {
+            register: conversion("", "", register.scale, register.offset)
+            for register in settings.registers
+        }
+        _library()
+
+    def open(self) -> None:
+        """Nothing to take: a device may be away for a while."""
+
+    def run(self, stop: threading.Event) -> None:
+        """Read until stopped. Raises TransientError: no connection, no answer, or buffer full."""
+        client = self._client()
+        try:
+            if not client.connect():  # type: ignore[no-untyped-call]
+                raise TransientError(
+                    f"{self._where} cannot be reached", "check host, port, cable and power"
+                )
+            due = time.monotonic()
+            while not stop.is_set():
+                self._round(client, stop)
+                due = max(due + self._settings.interval_seconds, time.monotonic())
+                while not stop.wait(min(1.0, max(0.0, due - time.monotonic()))):
+                    self._outlet.tick()
+                    if time.monotonic() >= due:
+                        break
+        finally:
+            client.close()  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    @property
+    def _where(self) -> str:
+        return f"the device of source {self.name!r} at {self._settings.host}:{self._settings.port}"
+
+    def _round(self, client: ModbusTcpClient, stop: threading.Event) -> None:
+        """Read each register once; store what came. Raises TransientError when nothing answers."""
+        readings: list[Reading] = []
+        silent: set[int] = set()
+        heard = False
+        for register in self._settings.registers:
+            unit = self._settings.device_id if register.device_id is None else register.device_id
+            if stop.is_set():
+                break
+            try:
+                if unit in silent:
+                    raise _SilentError("no answer")
+                value = self._read(client, register, unit)
+                heard = True
+                if value is not None:
+                    readings.append(Reading(register.metric, clock.wall_ms(), value))
+            except (_SilentError, PermanentError) as error:
+                if isinstance(error, _SilentError):
+                    silent.add(unit)
+                else:
+                    heard = True
+                self._outlet.unreadable(
+                    error.message, metric=register.metric, address=register.address, unit=unit
+                )
+        self._outlet.append_readings(readings)
+        self._outlet.tick()
+        if silent and not heard:
+            raise TransientError(f"{self._where} does not answer", "check device_id and the bus")
+
+    def _read(self, client: ModbusTcpClient, register: RegisterSettings, unit: int) -> float | None:
+        """The value; None: the device says that it has none.
+
+        Raises:
+            PermanentError: it refuses this register, or says something that is no number.
+            _SilentError: it does not answer.
+        """
+        from pymodbus.exceptions import ModbusException
+
+        call = {
+            "holding": client.read_holding_registers,
+            "input": client.read_input_registers,
+            "coil": client.read_coils,
+            "discrete": client.read_discrete_inputs,
+        }[register.table]
+        try:
+            answer = call(register.address, count=register.count, device_id=unit)
+        except (ModbusException, OSError) as error:
+            # An answer that comes late must not be taken for that of the next request, which RTU
+            # frames cannot tell. The next call connects again.
+            client.close()  # type: ignore[no-untyped-call]
+            raise _SilentError(f"no answer: {error}") from error
+        if answer.isError():
+            raise PermanentError(f"the device refuses: exception {answer.exception_code}")
+        if register.table in _BITS:
+            return float(answer.bits[0])
+        if len(answer.registers) != register.count:
+            raise PermanentError(f"{len(answer.registers)} registers came, not {register.count}")
+        raw = decode(answer.registers, register.type, register.word_order)
+        if register.unavailable is not None and raw == register.unavailable:
+            return None
+        value = self._conversions[register](float(raw)) if math.isfinite(raw) else raw
+        if not math.isfinite(value):
+            raise PermanentError(f"the value is {value}")
+        return value
+
+    def _client(self) -> ModbusTcpClient:
+        from pymodbus import FramerType
+        from pymodbus.client import ModbusTcpClient
+
+        given = self._settings
+        framer = FramerType.RTU if given.framer == "rtu" else FramerType.SOCKET
+        return ModbusTcpClient(
+            given.host, port=given.port, framer=framer, timeout=given.timeout_seconds, retries=1
+        )
+
+
+def decode(registers: Sequence[int], kind: str, word_order: str) -> float:
+    """The number in one or more registers; a float32 as the shortest decimal that it can mean."""
+    words = registers if word_order == "big" else list(reversed(registers))
+    data = b"".join(word.to_bytes(2, "big") for word in words)
+    (value,) = struct.unpack(_TYPES[kind], data)
+    if kind == "float32" and math.isfinite(value):
+        # 4.1, not 4.099999904632568: the digits behind are not the meter's.
+        for digits in (6, 7, 8, 9):
+            short = float(f"{value:.{digits}g}")
+            # Rounding may leave the range of a float32 at its very end.
+            if abs(short) <= 3.4028234663852886e38 and struct.pack(">f", short) == data:
+                return short
+    found: float = value
+    return found
+
+
+def _library() -> Any:
+    try:
+        import pymodbus
+    except ImportError as error:
+        raise ConfigError(
+            "a source of kind 'modbus' needs pymodbus, which is not installed",
+            "pip install 'scout-edge[modbus]'",
+        ) from error
+    # Each failure is told once, by us: the library writes a line per retry.
+    logging.getLogger("pymodbus.logging").setLevel(logging.CRITICAL)
+    return pymodbus
+
+
+def _make(context: SourceContext, settings: ModbusSettings) -> ModbusSource:
+    return ModbusSource(context.outlet, settings, name=context.name)
+
+
+KIND = SourceKind(ModbusSettings, _make)
