@@ -49,8 +49,10 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def script(*arguments: object) -> subprocess.CompletedProcess[str]:
-    environ = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PIP_NO_INDEX": "1"}
+def script(*arguments: object, offline: bool = True) -> subprocess.CompletedProcess[str]:
+    environ = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    if offline:
+        environ["PIP_NO_INDEX"] = "1"
     command = ["sh", str(SCRIPT), *map(str, arguments)]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=200, check=False, env=environ
