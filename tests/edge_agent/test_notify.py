@@ -177,3 +177,11 @@ def test_the_unit_is_one_that_systemd_understands(tmp_path: Path) -> None:
     )
     complaints = [line for line in (done.stdout + done.stderr).splitlines() if "scout-edge" in line]
     assert (done.returncode, complaints) == (0, [])
+
+
+def test_the_unit_lets_the_agent_ask_whether_the_clock_is_synchronised() -> None:
+    """glibc asks by clock_adjtime; ProtectClock= would answer with EPERM: records lose the mark."""
+    lines = UNIT.read_text().splitlines()
+    assert "ProtectClock=yes" not in lines
+    filters = [line for line in lines if line.startswith("SystemCallFilter=")]
+    assert {"adjtimex", "clock_adjtime", "clock_adjtime64"} <= set(" ".join(filters).split())
