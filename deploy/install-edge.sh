@@ -206,7 +206,10 @@ uninstall_edge() {
   rm -f "$unit" "$command"
   service daemon-reload
   if [ -n "$purge" ]; then
-    rm -rf "$data" "$settings"
+    # Only what is the agent's: the folder may hold something else, or be a mounted partition.
+    rm -f "$data"/*.db "$data"/*.db-wal "$data"/*.db-shm "$data"/*.db.lock "$data"/*.db-journal
+    rmdir "$data" 2>/dev/null || say "$data stays: it is a partition, or holds other files"
+    rm -rf "$settings"
     [ -z "$system" ] || ! id scout >/dev/null 2>&1 || userdel scout
     say "removed, with settings and buffer"
   else

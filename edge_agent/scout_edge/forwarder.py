@@ -422,8 +422,9 @@ def tls_context(mqtt: MqttSettings) -> ssl.SSLContext | None:
             context.load_cert_chain(mqtt.tls_certificate, mqtt.tls_key)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
-            f"the TLS files of [mqtt] cannot be used: {error}",
-            "check tls_ca, tls_certificate and tls_key",
+            f"the TLS files of [mqtt] cannot be used: {error} (tls_ca {mqtt.tls_ca},"
+            f" tls_certificate {mqtt.tls_certificate}, tls_key {mqtt.tls_key})",
+            "check tls_ca, tls_certificate and tls_key: PEM files that the agent's user may read",
         ) from error
     return context
 

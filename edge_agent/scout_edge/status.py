@@ -143,7 +143,7 @@ def of_machine(path: Path) -> dict[str, Any]:
 def headline(shown: dict[str, Any]) -> Headline:
     """Whether all is well, in one sentence, and what to do when it is not."""
     backlog = shown["backlog_records"]
-    held = f"{_records(backlog)} safe on this device" if backlog else "nothing waits"
+    held = f"{records(backlog)} safe on this device" if backlog else "nothing waits"
     if not shown["running"]:
         return Headline(STOPPED, False, f"the agent does not run; {held}.", _START)
     if shown["fenced"]:
@@ -169,7 +169,7 @@ def headline(shown: dict[str, Any]) -> Headline:
                 f"the hub confirms, but {damaged} segments were damaged here: given up, declared.",
                 "replace the SD card soon, and tell the engineer on call",
             )
-        done = "everything is confirmed by the hub" if not backlog else f"{_records(backlog)} to go"
+        done = "everything is confirmed by the hub" if not backlog else f"{records(backlog)} to go"
         return Headline(SENDING, True, f"sending, {done}.")
     if shown["connected"]:
         return Headline(
@@ -198,7 +198,7 @@ def facts(shown: dict[str, Any]) -> list[tuple[str, str]]:
     """The numbers below the headline, in the order in which a technician asks for them."""
     now = shown["time_ms"]
     oldest, receipt = shown["oldest_unsent_ms"], shown["receipt_ms"]
-    waiting = _records(shown["backlog_records"])
+    waiting = records(shown["backlog_records"])
     if oldest is not None:
         waiting += f", the oldest for {_age(now - oldest)} (since {_local(oldest)})"
     used = shown["buffer_bytes"] / shown["buffer_max_bytes"]
@@ -309,7 +309,8 @@ def _disk(shown: dict[str, Any]) -> str:
     return f"{_bytes(free)} free of {_bytes(total)}{low}"
 
 
-def _records(count: int) -> str:
+def records(count: int) -> str:
+    """A count of records, in words."""
     return f"{count:,} record{'' if count == 1 else 's'}"
 
 

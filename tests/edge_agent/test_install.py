@@ -49,8 +49,10 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def script(*arguments: object) -> subprocess.CompletedProcess[str]:
-    environ = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PIP_NO_INDEX": "1"}
+def script(*arguments: object, offline: bool = True) -> subprocess.CompletedProcess[str]:
+    environ = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    if offline:
+        environ["PIP_NO_INDEX"] = "1"
     command = ["sh", str(SCRIPT), *map(str, arguments)]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=200, check=False, env=environ
@@ -134,9 +136,10 @@ def test_install_upgrade_and_removal_keep_the_buffer(
     assert refused.returncode == 2
     assert f"1 records in {data}/edge.db are not confirmed by the hub" in refused.stderr
     assert edge(prefix, "version").returncode == 0, "a refused removal removed something"
+    (data / "somebody-elses").write_text("stays")
     done = script("--uninstall", "--purge", "--discard-unsent", "--prefix", prefix)
     assert done.returncode == 0, done.stderr
-    assert not data.exists()
+    assert [path.name for path in data.iterdir()] == ["somebody-elses"]
     assert not (prefix / "etc/scout").exists()
 
 

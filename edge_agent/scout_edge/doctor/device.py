@@ -79,7 +79,7 @@ def agent(settings: EdgeSettings, shown: dict[str, Any] | None, running: bool) -
     if shown is not None:
         line = status.headline(shown)
         said = f"running, version {shown['version']}; {line.sentence.rstrip('.')}"
-        return ok("agent", said) if line.well else warn("agent", said, line.next_step)
+        return ok("agent", said) if line.well else warn("agent", said, "see the lines below")
     if running:
         return ok("agent", f"running: it holds {settings.buffer.path}")
     return warn(
@@ -245,7 +245,7 @@ def buffer(settings: EdgeSettings) -> Generator[Finding, None, BufferStatus | No
 
 def _backlog(held: BufferStatus) -> Finding:
     fill = held.buffer_bytes / held.max_bytes
-    said = f"{held.backlog_records:,} records wait, the file is {fill:.0%} full"
+    said = f"{status.records(held.backlog_records)} to go, the file is {fill:.0%} full"
     if fill >= status.FULL_RATIO:
         step = "bring the line to the hub back, or raise [buffer] max_bytes: tills are refused"
         return fail("buffer.backlog", said, step)
