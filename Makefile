@@ -10,6 +10,8 @@ PIP      := $(PY) -m pip --disable-pip-version-check --no-input --quiet --quiet
 UV       ?= uv
 ARGS     ?=
 BENCH    ?=
+CUTS     ?= 1000
+SEED     ?=
 export PYTHONPATH := $(CURDIR)/deploy
 
 # A stamp counts only for this folder and a working interpreter: a copied or moved checkout,
@@ -17,11 +19,12 @@ export PYTHONPATH := $(CURDIR)/deploy
 $(shell [ -x $(PY) ] && [ "$$(cat $(VENV)/root 2>/dev/null)" = "$(CURDIR)" ] || rm -f $(VENV)/*.stamp)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint lock venv clean
+.PHONY: help demo test chaos bench lint lock venv clean
 
 help:
 	@echo "make demo [ARGS=...]     the whole system on this machine; ARGS=--help lists the options"
 	@echo "make test                linters, types, SQL, tests: what continuous integration runs"
+	@echo "make chaos [CUTS=1000] [SEED=n]  power cuts of the device's buffer, simulated"
 	@echo "make bench [BENCH=name]  one benchmark; without a name, lists them"
 	@echo "make lint                only the static checks of make test"
 	@echo "make lock                renew requirements/*.txt (needs uv)"
@@ -35,6 +38,9 @@ test: $(VENV)/test.stamp
 	@sh tests/install_system_packages.sh
 	@$(MAKE) --no-print-directory lint
 	@exec $(PY) -m pytest $(ARGS)
+
+chaos: $(VENV)/test.stamp
+	@SCOUT_POWER_CUTS=$(CUTS) SCOUT_POWER_SEED=$(SEED) $(PY) -m pytest -s tests/edge_agent/test_power_cut.py $(ARGS)
 
 bench: $(VENV)/test.stamp
 	@if [ -z "$(BENCH)" ]; then \
