@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -55,7 +56,7 @@ class DamagedError(PermanentError):
 def locked(path: Path) -> Iterator[None]:
     """Hold ``<path>.lock``: two writers would each keep their own tail in memory."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         lock = path.with_name(path.name + ".lock").open("ab")
     except OSError as error:
         raise ConfigError(
@@ -71,6 +72,23 @@ def locked(path: Path) -> Iterator[None]:
                 "stop the other agent first; each device needs a buffer file of its own",
             ) from error
         yield
+
+
+def _make_folder(folder: Path) -> None:
+    """Make it and what leads to it; each new entry is on the disk before anything is in it."""
+    if not folder.exists():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """The names in ``folder`` are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def open_writer(path: Path) -> sqlite3.Connection:

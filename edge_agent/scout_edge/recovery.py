@@ -178,7 +178,7 @@ def _set_aside(path: Path) -> Path:
     taken = [int(entry.name.rpartition("-")[2]) for entry in damaged_files(path)]
     aside = path.with_name(f"{path.name}.damaged-{max(taken, default=0) + 1}")
     path.rename(aside)
-    _sync_folder(path)
+    database.sync_folder(path.parent)
     _finish_setting_aside(path)
     return aside
 
@@ -192,15 +192,7 @@ def _finish_setting_aside(path: Path) -> None:
             wal.rename(asides[-1].with_name(asides[-1].name + "-wal"))
         for leftover in ("-shm", database.SUSPECT):
             path.with_name(path.name + leftover).unlink(missing_ok=True)
-        _sync_folder(path)
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        database.sync_folder(path.parent)
 
 
 def _is_ours(path: Path) -> bool:
@@ -252,11 +244,11 @@ def _search(damaged: Path, target: Path, zone: str) -> None:
             part.replace(target)
         else:
             part.unlink()
-        _sync_folder(target)
+        database.sync_folder(target.parent)
         draft = _report_name(damaged).with_suffix(".draft")
         draft.write_text(json.dumps(asdict(report)) + "\n", "ascii")
         draft.replace(_report_name(damaged))
-        _sync_folder(target)
+        database.sync_folder(target.parent)
     except (OSError, sqlite3.Error, TransientError) as error:
         # The device must go on accepting; the file stays and is searched at the next start.
         log.error("recovery.postponed", file=str(damaged), reason=str(error))  # noqa: TRY400

@@ -213,7 +213,7 @@ def facts(shown: dict[str, Any]) -> list[tuple[str, str]]:
     if damaged := shown["damaged_segments"]:
         found.append(("DAMAGED", f"{damaged} segments changed on the disk; declared to the hub"))
     if given_up := shown.get("given_up_records"):
-        found.append(("GIVEN UP", f"{_records(given_up)}, each declared to the hub"))
+        found.append(("GIVEN UP", f"{records(given_up)}, each declared to the hub"))
     if files := shown.get("damaged_files"):
         found.append(("DAMAGED", f"{files} buffer files lie aside: check the storage"))
     if shown["fenced"]:
