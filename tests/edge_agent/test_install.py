@@ -136,6 +136,8 @@ def test_install_upgrade_and_removal_keep_the_buffer(
     assert refused.returncode == 2
     assert f"1 records in {data}/edge.db are not confirmed by the hub" in refused.stderr
     assert edge(prefix, "version").returncode == 0, "a refused removal removed something"
+    assert (data / "edge.db.ballast").exists()
+    (data / "edge.db.damaged-1").write_bytes(b"kept for the engineer")
     (data / "somebody-elses").write_text("stays")
     done = script("--uninstall", "--purge", "--discard-unsent", "--prefix", prefix)
     assert done.returncode == 0, done.stderr

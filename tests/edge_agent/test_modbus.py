@@ -21,8 +21,6 @@ from tests.edge_agent.records import ZONE, contents, outlet_of, stored
 from tests.harness.process import Process
 from tests.harness.waiting import eventually, free_port
 
-pytest.importorskip("pymodbus", reason="the extra 'modbus' of scout-edge is not installed")
-
 ROOT = Path(__file__).parents[2]
 R = RegisterSettings
 GOOD = (
