@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import sys
 import threading
@@ -170,17 +172,81 @@ def test_a_line_that_is_too_long_is_counted_and_the_next_one_taken(
     assert outlet._metrics.counters()["unreadable_records"] == 1
 
 
-def test_while_the_buffer_refuses_the_command_waits_and_nothing_is_lost(tmp_path: Path) -> None:
-    body = "x" * 1000
-    code = f'for i in range(600): print(\'{{"type":"t","body":{{"n":%d,"p":"{body}"}}}}\' % i)'
-    with Buffer(tmp_path / "small.db", zone=ZONE, max_bytes=1 << 19) as small:
-        for _ in range(400):  # fills the file
+@contextmanager
+def full_buffer(folder: Path) -> Iterator[Buffer]:
+    with Buffer(folder / "small.db", zone=ZONE, max_bytes=1 << 19) as small:
+        for _ in range(400):
             try:
                 small.append_documents([Document("old", None, 0, os.urandom(2000).hex().encode())])
             except TransientError:
                 break
         else:
             pytest.fail("the buffer did not fill")
+        yield small
+
+
+def empty(full: Buffer) -> None:
+    """As the hub would: all that is sealed has a receipt."""
+    full.seal()
+    for segment in stored(full, after=full.watermark):
+        full.apply_receipt(Receipt(full.epoch, segment.last_sequence))
+
+
+def test_a_line_that_waited_is_never_stamped(tmp_path: Path) -> None:
+    """It has no time of its own, and was written while the buffer refused the one before."""
+    code = (
+        "import pathlib, time\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\n"
+        "print('first 1', flush=True)\n"
+        "while not (folder / 'refused').exists(): time.sleep(0.01)\n"
+        "print('waited 1\\n' * 50, flush=True)\n"
+        "print('timed 1 5.0', flush=True)\n"
+        "(folder / 'written').touch()\n"
+        "while not (folder / 'taken').exists(): time.sleep(0.01)\n"
+        "while True:\n"
+        "    print('live 1', flush=True)\n"
+        "    time.sleep(0.02)\n"
+    )
+    taken: dict[str, int] = {}
+    with full_buffer(tmp_path) as small:
+        # readings that fill what documents leave
+        with contextlib.suppress(TransientError):
+            while True:
+                small.append_readings([Reading("filler", i, os.urandom(1)[0]) for i in range(500)])
+        outlet = outlet_of(small)
+        source = ExecSource(outlet, ExecSettings(python(code), interval_seconds=0.0))
+        stop = threading.Event()
+        thread = threading.Thread(target=source.run, args=(stop,))
+        thread.start()
+        try:
+            eventually(lambda: source._live_from == math.inf, 20, "the first line is refused")
+            (tmp_path / "refused").touch()
+            eventually((tmp_path / "written").exists)
+            empty(small)
+            after = small.watermark
+            eventually(lambda: outlet._metrics.counters()["unreadable_records"] == 50, 20)
+            (tmp_path / "taken").touch()
+
+            def seen() -> bool:
+                taken.clear()
+                small.seal()
+                for reading in contents(stored(small, after=after))[0].elements():
+                    taken[reading.metric] = taken.get(reading.metric, 0) + 1
+                return "live" in taken
+
+            eventually(seen, 20)
+        finally:
+            stop.set()
+            thread.join(10)
+        assert not thread.is_alive()
+    assert taken.keys() == {"first", "timed", "live"}
+    assert (taken["first"], taken["timed"]) == (1, 1)
+
+
+def test_while_the_buffer_refuses_the_command_waits_and_nothing_is_lost(tmp_path: Path) -> None:
+    body = "x" * 1000
+    code = f'for i in range(600): print(\'{{"type":"t","body":{{"n":%d,"p":"{body}"}}}}\' % i)'
+    with full_buffer(tmp_path) as small:
         outlet = outlet_of(small)
         stop = threading.Event()
         source = ExecSource(outlet, ExecSettings(python(code), format="jsonl"))

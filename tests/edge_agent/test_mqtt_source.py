@@ -22,8 +22,8 @@ from tests.edge_agent.records import ZONE, contents, outlet_of, stored
 from tests.harness.servers import Address
 from tests.harness.waiting import eventually, free_port
 
-TOPICS = (
-    TopicSettings("fridges/+/temperature", "fridge.{1}.temperature_celsius"),
+LIVE = (TopicSettings("fridges/+/temperature", "fridge.{1}.temperature_celsius"),)
+TIMED = (
     TopicSettings(
         "meters/+/#",
         metrics={"e.kwh": "meter.{1}.{2}.energy", "v": "meter.{1}.{2}.volts"},
@@ -46,9 +46,11 @@ def buffer(tmp_path: Path) -> Iterator[Buffer]:
 
 
 @contextmanager
-def listening(outlet: Outlet, address: Address, **given: Any) -> Iterator[MqttSource]:
-    made = MqttSourceSettings(TOPICS, address.host, address.port, **given)
-    source = MqttSource(outlet, made, name="sensors")
+def listening(
+    outlet: Outlet, address: Address, topics: tuple[TopicSettings, ...]
+) -> Iterator[MqttSource]:
+    made = MqttSourceSettings(topics, address.host, address.port)
+    source = MqttSource(outlet, made, name=outlet.name)
     source.open()
     stop = threading.Event()
     failures: list[ScoutError] = []
@@ -106,9 +108,9 @@ def found(buffer: Buffer) -> list[Reading]:
 def test_topics_become_metrics_and_bad_messages_are_counted(
     buffer: Buffer, address: Address, sensor: Sensor
 ) -> None:
-    outlet = outlet_of(buffer, "sensors")
+    live, timed = outlet_of(buffer, "fridges"), outlet_of(buffer, "meters")
     before = time.time_ns() // 1_000_000
-    with listening(outlet, address):
+    with listening(live, address, LIVE), listening(timed, address, TIMED):
         sensor("fridges/7/temperature", "4.10")
         for bad in ("warm", "", b"\xff", "NaN", '{"v":1}'):
             sensor("fridges/7/temperature", bad)
@@ -117,12 +119,13 @@ def test_topics_become_metrics_and_bad_messages_are_counted(
         sensor("meters/a/b/c", '{"v":true,"t":5}')
         sensor("meters/a", '{"v":230,"t":6}')
         eventually(lambda: records(buffer) == 3)
-    live, timed, short = found(buffer)
-    assert (live.metric, live.value) == ("fridge.7.temperature_celsius", 4.1)
-    assert before <= live.observed_ms <= time.time_ns() // 1_000_000
-    assert timed == Reading("meter.a..volts", 6, 230.0)
+        eventually(lambda: live._metrics.counters()["unreadable_records"] == 4)
+        eventually(lambda: timed._metrics.counters()["unreadable_records"] == 2)
+    stamped, deep, short = found(buffer)
+    assert (stamped.metric, stamped.value) == ("fridge.7.temperature_celsius", 4.1)
+    assert before <= stamped.observed_ms <= time.time_ns() // 1_000_000
+    assert deep == Reading("meter.a..volts", 6, 230.0)
     assert short == Reading("meter.a.b.c.energy", 5, 2.0)
-    assert outlet._metrics.counters()["unreadable_records"] == 6
 
 
 def test_a_retained_message_is_never_stamped_anew(
@@ -130,16 +133,13 @@ def test_a_retained_message_is_never_stamped_anew(
 ) -> None:
     sensor("fridges/7/temperature", "4.1", retain=True)
     sensor("meters/a/b", '{"v":230,"t":6}', retain=True)
-    outlet = outlet_of(buffer, "sensors")
-    for _ in range(2):  # it comes with each connection, and is one reading
-        with listening(outlet, address):
-            sensor("fridges/8/temperature", "5")
-            eventually(lambda: records(buffer) >= 2)
-    with listening(outlet_of(buffer, "sensors"), address):
-        sensor("fridges/8/temperature", "6")
-        eventually(lambda: records(buffer) == 4)
-    assert [r.metric for r in found(buffer)].count("meter.a.b.volts") == 1
-    assert not [r for r in found(buffer) if r.metric.startswith("fridge.7")]
+    for value in (5.0, 6.0, 7.0):  # it comes with each connection, and is one reading
+        live, timed = outlet_of(buffer, "fridges"), outlet_of(buffer, "meters")
+        with listening(live, address, LIVE), listening(timed, address, TIMED):
+            sensor("fridges/8/temperature", str(value))
+            eventually(lambda value=value: value in [r.value for r in found(buffer)])  # type: ignore[misc]
+            eventually(lambda: 230.0 in [r.value for r in found(buffer)])
+    assert sorted(r.value for r in found(buffer)) == [5.0, 6.0, 7.0, 230.0]
 
 
 def test_a_message_is_acknowledged_only_when_it_is_durable(
@@ -147,30 +147,49 @@ def test_a_message_is_acknowledged_only_when_it_is_durable(
 ) -> None:
     """The buffer is gone while messages come: they come again after the restart, all of them."""
     sensor = Sensor(mosquitto_broker)
+
+    def measured(i: int) -> None:
+        sensor(f"meters/m/{i}", f'{{"v":{i},"t":{i}}}')
+
     with Buffer(tmp_path / "edge.db", zone=ZONE) as buffer:
 
         def lose_the_buffer() -> None:
-            with listening(outlet_of(buffer, "sensors"), mosquitto_broker):
-                sensor("fridges/0/temperature", "0")
+            with listening(outlet_of(buffer, "sensors"), mosquitto_broker, TIMED):
+                measured(0)
                 eventually(lambda: records(buffer) == 1)
                 buffer.close()
                 for i in range(1, 5):
-                    sensor(f"fridges/{i}/temperature", str(i))
+                    measured(i)
 
         with pytest.raises(TransientError, match="closed"):
             lose_the_buffer()
     for i in range(5, 8):
-        sensor(f"fridges/{i}/temperature", str(i))  # while nobody listens
+        measured(i)  # while nobody listens
     with Buffer(tmp_path / "edge.db", zone=ZONE) as buffer:
-        with listening(outlet_of(buffer, "sensors"), mosquitto_broker):
+        with listening(outlet_of(buffer, "sensors"), mosquitto_broker, TIMED):
             eventually(lambda: records(buffer) == 8)
-        assert [r.value for r in found(buffer)] == [float(i) for i in range(8)]
+        assert sorted((r.observed_ms, r.value) for r in found(buffer)) == [(i, i) for i in range(8)]
     sensor.client.disconnect()
     sensor.client.loop_stop()
 
 
+def test_what_came_while_nobody_listened_is_never_stamped(
+    buffer: Buffer, address: Address, sensor: Sensor
+) -> None:
+    """Without a time of its own nobody knows when it was observed: it is not taken later."""
+    outlet = outlet_of(buffer, "sensors")
+    with listening(outlet, address, LIVE):
+        sensor("fridges/1/temperature", "1")
+        eventually(lambda: records(buffer) == 1)
+    sensor("fridges/2/temperature", "2")
+    with listening(outlet, address, LIVE):
+        sensor("fridges/3/temperature", "3")
+        eventually(lambda: 3.0 in [r.value for r in found(buffer)])
+    assert sorted(r.value for r in found(buffer)) == [1.0, 3.0]
+
+
 def test_without_a_broker_it_fails_for_now(buffer: Buffer) -> None:
-    made = MqttSourceSettings(TOPICS, port=free_port())
+    made = MqttSourceSettings(LIVE, port=free_port())
     with pytest.raises(TransientError, match="is it running"):
         MqttSource(outlet_of(buffer), made).run(threading.Event())
 
@@ -189,3 +208,9 @@ def test_without_a_broker_it_fails_for_now(buffer: Buffer) -> None:
 def test_wrong_topics_are_named(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TopicSettings(**{"metric": "m", **given})
+
+
+def test_topics_with_and_without_a_time_are_two_sources() -> None:
+    with pytest.raises(ConfigError, match="cannot share a session") as raised:
+        MqttSourceSettings((*LIVE, *TIMED))
+    assert "two sources" in raised.value.hint

@@ -5,13 +5,15 @@
 
 A reading without a time was observed now: it gets this device's clock when its line is read. The
 command runs every ``interval_seconds``, or once for ever (0). Its whole process group ends with it
-and with the source. While the buffer refuses, the command waits at its full pipe.
+and with the source. While the buffer refuses, the command waits at its full pipe; what it wrote
+meanwhile is taken afterwards when it carries its time, and counted as unreadable when it does not.
 Not its job: a shell; what the command does when the agent is killed (the service manager ends it).
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import selectors
 import shutil
@@ -76,6 +78,8 @@ class ExecSource:
         self._settings = settings
         self._instants = InstantFormat.of("iso", "")
         self._seconds = InstantFormat.of("epoch_seconds", "")
+        self._live_from = 0.0
+        """Monotonic seconds; a line read before it may have waited in the pipe."""
         parsers: dict[str, Callable[[bytes], Reading | Document]] = {
             "values": self._value,
             "jsonl": self._json,
@@ -123,6 +127,7 @@ class ExecSource:
             raise TransientError(
                 f"{self._settings.command[0]} cannot be run: {error.strerror}"
             ) from error
+        self._live_from = 0.0
         with process:
             try:
                 said = self._listen(process, stop)
@@ -165,6 +170,7 @@ class ExecSource:
                         if self._take(lines, stop):
                             heard = time.monotonic()
                 self._outlet.tick()
+                self._look_if_empty(selector)
                 if ended and not events:
                     break
                 if not ended:
@@ -172,6 +178,11 @@ class ExecSource:
         if not stop.is_set() and not skipping:
             self._take([half], stop)
         return said
+
+    def _look_if_empty(self, selector: selectors.BaseSelector) -> None:
+        """After a refusal: what is in the pipe is old, and what its writer held back follows."""
+        if self._live_from == math.inf and not selector.select(0):
+            self._live_from = time.monotonic() + _LOOK_SECONDS
 
     def _check_time(self, heard: float) -> None:
         settings = self._settings
@@ -209,6 +220,7 @@ class ExecSource:
             try:
                 append()
             except TransientError as error:
+                self._live_from = math.inf
                 if stop.wait(1.0 if told else 0.0):
                     self._outlet.unreadable("stopped while the buffer refused", records)
                     return
@@ -224,10 +236,11 @@ class ExecSource:
             raise PermanentError(f"{len(fields)} words, not 'metric value [time]'")
         value = number("value", fields[1])
         assert value is not None
-        instant_ms = clock.wall_ms()
         if len(fields) == 3:
             iso = "T" in fields[2]
             instant_ms = (self._instants if iso else self._seconds).parse(fields[2])
+        else:
+            instant_ms = self._now_ms()
         return _checked(Reading(fields[0], instant_ms, value))
 
     def _json(self, line: bytes) -> Reading | Document:
@@ -239,7 +252,7 @@ class ExecSource:
             name, value = fields["metric"], number("value", fields.get("value"))
             if fields.keys() != {"metric", "value"} or not isinstance(name, str) or value is None:
                 raise PermanentError('a reading is {"metric", "value", "observed_at"}')
-            return _checked(Reading(name, clock.wall_ms(), value))
+            return _checked(Reading(name, self._now_ms(), value))
         if isinstance(fields, dict) and "metric" in fields:
             return _checked(payload.readings(line, lines=False)[0])
         if not isinstance(fields, dict):
@@ -247,6 +260,12 @@ class ExecSource:
         documents = payload.documents(line, self._outlet.buffer.calendar, lines=False)
         journal.check_documents(documents)
         return documents[0]
+
+    def _now_ms(self) -> int:
+        """For a line without a time. Raises PermanentError: nobody knows when it was written."""
+        if time.monotonic() < self._live_from:
+            raise PermanentError("it waited while the buffer refused, and has no time of its own")
+        return clock.wall_ms()
 
 
 def _checked(reading: Reading) -> Reading:

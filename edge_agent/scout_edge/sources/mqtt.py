@@ -1,9 +1,13 @@
 """Sensors of the store on a local broker: topic pattern → metric.
 
-A message is acknowledged (QoS 1) only after its readings are durable; while the buffer refuses, or
-the agent is down, the broker keeps them in this device's session. At least once: a message whose
-acknowledgement was lost comes again. A message without a time was observed when it came, except a
-retained one, which may be old: it is left out and counted, unless it carries its time.
+    payloads carry their time   QoS 1, acknowledged after the readings are durable; while the buffer
+                                refuses, or the agent is down, the broker keeps them in this
+                                device's session. At least once: a message whose acknowledgement
+                                was lost comes again.
+    they do not                 QoS 0, no session: observed when it came, or not at all. A retained
+                                one may be old: it is left out and counted, never stamped.
+
+The topics of one source are all of one sort, because a client has one session.
 Not its job: the way to the hub (``forwarder``); Sparkplug B.
 """
 
@@ -54,7 +58,8 @@ class TopicSettings:
     metrics: Mapping[str, str] = field(default_factory=dict)
     """Several values of a payload: path → metric. Default none."""
     time_path: str = ""
-    """Where the time stands in the payload. Default: none; it was observed when it came."""
+    """Where the time stands in the payload. Default: none; it was observed when it came, and one
+    that comes while the agent is down or the buffer full is not taken."""
     time_format: str = "iso"
     """'iso', 'epoch_seconds', 'epoch_milliseconds' or a strptime format. Default 'iso'."""
     zone: str = ""
@@ -94,7 +99,7 @@ class MqttSourceSettings:
     port: int = 1883
     """Its port. Default 1883."""
     client_id: str = ""
-    """Names this device's session at the broker. Default 'scout-<name>'."""
+    """Names this device at the broker, and its session. Default 'scout-<name>'."""
     username: str = ""
     """Default none."""
     password: str = settings.secret(PASSWORD)
@@ -108,8 +113,18 @@ class MqttSourceSettings:
         settings.check_port("port", self.port)
         if not self.topics:
             raise ConfigError("topics must name at least one topic")
+        if len({bool(topic.time_path) for topic in self.topics}) > 1:
+            raise ConfigError(
+                "topics with and without time_path cannot share a session at the broker",
+                "make two sources: what carries its time may wait there, the rest may not",
+            )
         if self.password and not self.username:
             raise ConfigError("a password without a username", "set username")
+
+    @property
+    def timed(self) -> bool:
+        """Whether messages carry their time, and so may wait."""
+        return bool(self.topics[0].time_path)
 
 
 class _Topic:
@@ -132,20 +147,20 @@ class _Topic:
             return None
         return self._pattern.fullmatch(topic)
 
-    def readings(self, match: re.Match[str], payload: bytes, *, retained: bool) -> list[Reading]:
-        """Raises PermanentError: it is not what the settings say."""
+    def readings(self, match: re.Match[str], message: paho.MQTTMessage) -> list[Reading]:
+        """Raises PermanentError: it is not what the settings say, or of unknown age."""
         try:
-            text = payload.decode("utf-8")
+            text = bytes(message.payload).decode("utf-8")
         except UnicodeDecodeError as error:
             raise PermanentError("the payload is not UTF-8") from error
         value: Any = text if self._plain else parse_json(text)
         given = find(value, self.time_path) if self.time_path else None
         if given is not None:
             instant_ms = self._instants.parse(given)
-        elif self.time_path or retained:
-            raise PermanentError(
-                "a retained message without a time" if retained else "the message has no time"
-            )
+        elif self.time_path:
+            raise PermanentError("the message has no time")
+        elif message.retain:
+            raise PermanentError("a retained message without a time")
         else:
             instant_ms = clock.wall_ms()
         made = []
@@ -230,7 +245,7 @@ class MqttSource:
             match = topic.fits(message.topic)
             if match is None:
                 continue
-            made = topic.readings(match, bytes(message.payload), retained=message.retain)
+            made = topic.readings(match, message)
             if topic.time_path:
                 if message.retain:  # comes with each connection: taken when it is new
                     made = [r for r in made if r.observed_ms > latest.get(r.metric, -(1 << 62))]
@@ -250,7 +265,7 @@ class MqttSource:
         client = paho.Client(
             CallbackAPIVersion.VERSION2,
             client_id=given.client_id or f"scout-{self.name}",
-            clean_session=False,  # what was not acknowledged waits at the broker
+            clean_session=not given.timed,
             protocol=paho.MQTTv311,
             manual_ack=True,
         )
@@ -265,7 +280,7 @@ class MqttSource:
             if reason.is_failure:
                 self._trouble = str(reason)
                 return
-            client.subscribe([(topic.topic, 1) for topic in self._topics])
+            client.subscribe([(topic.topic, int(given.timed)) for topic in self._topics])
 
         def subscribed(_c: Any, _u: Any, _mid: Any, reasons: Any, _p: Any) -> None:
             refused = [
@@ -300,7 +315,7 @@ class MqttSource:
 
 
 def _drop(client: paho.Client) -> None:
-    """Close the socket without a word: the session, and what waits in it, stays at the broker."""
+    """Close the socket. A session, and what waits in it, stays at the broker."""
     client.on_message = None
     open_socket = client.socket()
     if open_socket is not None:
