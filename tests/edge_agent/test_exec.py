@@ -214,11 +214,7 @@ def test_a_line_that_waited_is_never_stamped(tmp_path: Path) -> None:
             while True:
                 small.append_readings([Reading("filler", i, os.urandom(1)[0]) for i in range(500)])
         outlet = outlet_of(small)
-        source = ExecSource(outlet, ExecSettings(python(code), interval_seconds=0.0))
-        stop = threading.Event()
-        thread = threading.Thread(target=source.run, args=(stop,))
-        thread.start()
-        try:
+        with running(outlet, python(code), interval_seconds=0.0) as source:
             eventually(lambda: source._live_from == math.inf, 20, "the first line is refused")
             (tmp_path / "refused").touch()
             eventually((tmp_path / "written").exists)
@@ -235,10 +231,6 @@ def test_a_line_that_waited_is_never_stamped(tmp_path: Path) -> None:
                 return "live" in taken
 
             eventually(seen, 20)
-        finally:
-            stop.set()
-            thread.join(10)
-        assert not thread.is_alive()
     assert taken.keys() == {"first", "timed", "live"}
     assert (taken["first"], taken["timed"]) == (1, 1)
 
@@ -247,27 +239,19 @@ def test_while_the_buffer_refuses_the_command_waits_and_nothing_is_lost(tmp_path
     body = "x" * 1000
     code = f'for i in range(600): print(\'{{"type":"t","body":{{"n":%d,"p":"{body}"}}}}\' % i)'
     with full_buffer(tmp_path) as small:
-        outlet = outlet_of(small)
-        stop = threading.Event()
-        source = ExecSource(outlet, ExecSettings(python(code), format="jsonl"))
-        thread = threading.Thread(target=source.run, args=(stop,))
-        thread.start()
         before = records(small)
+        numbers: list[bytes] = []
 
         def drained() -> bool:
-
             small.seal()
             for segment in stored(small, after=small.watermark):
                 numbers.extend(d.body for d in contents([segment])[1] if d.type == "t")
                 small.apply_receipt(Receipt(small.epoch, segment.last_sequence))
             return len(numbers) >= 600
 
-        numbers: list[bytes] = []
-        assert records(small) == before
-        eventually(drained, 20)
-        stop.set()
-        thread.join(10)
-        assert not thread.is_alive()
+        with running(outlet_of(small), python(code), format="jsonl"):
+            assert records(small) == before
+            eventually(drained, 20)
     assert len(set(numbers)) == len(numbers) == 600
 
 
