@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from scout_central import __version__, config
-from scout_shared import logs
-from scout_shared.errors import ConfigError, PermanentError, ScoutError, TransientError
+from scout_shared import logs, program
+from scout_shared.errors import ConfigError, PermanentError, TransientError
 
 EPILOG = """\
 On one machine, without PostgreSQL and broker of your own, in three terminals:
@@ -78,20 +78,13 @@ order by
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code says how it went."""
     options = _parser().parse_args(arguments)
-    try:
+
+    def command() -> int:
         settings = config.load(options.config)
         logs.configure(json=settings.log.json, level=settings.log.level)
-        code: int = options.command(options, settings)
-        return code
-    except ScoutError as error:
-        print(f"scout-hub: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # `scout-hub reconcile | head`: whoever read has seen enough.
-        sys.stderr.close()
-        return 0
+        return int(options.command(options, settings))
+
+    return program.exit_code("scout-hub", command)
 
 
 def _parser() -> argparse.ArgumentParser:

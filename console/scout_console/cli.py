@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import importlib.util
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +19,8 @@ from scout_console import config, views
 from scout_console.client import HubClient
 from scout_console.feed import Feed
 from scout_console.values import Clock, Tone
-from scout_shared import __version__
-from scout_shared.errors import ConfigError, ScoutError
+from scout_shared import __version__, program
+from scout_shared.errors import ConfigError
 
 _DESCRIPTION = """\
 The screens of Scout. They only look: which stores are dark and since when, how old the
@@ -44,16 +43,7 @@ exit codes of status:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     args = _parser().parse_args(arguments)
-    try:
-        return int(args.command(args))
-    except ScoutError as error:
-        print(f"scout-console: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # the reader of stdout has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return program.exit_code("scout-console", lambda: int(args.command(args)))
 
 
 def _parser() -> argparse.ArgumentParser:

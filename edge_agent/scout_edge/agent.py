@@ -141,9 +141,9 @@ class Agent:
             ending.set()
             watching.cancel()
             recovering.cancel()
-            (ended,) = await asyncio.gather(recovering, return_exceptions=True)
-            if isinstance(ended, Exception):  # a defect: it must be seen, and stop nothing else
-                failures.append(ended)
+            ended = await asyncio.gather(watching, recovering, return_exceptions=True)
+            # A defect in them must be seen, and stop nothing else.
+            failures += [error for error in ended if isinstance(error, Exception)]
             await forwarder.stopped(forwarding)
         log.info("agent.stopped", backlog_records=self.buffer.status().backlog_records)
         if failures:
@@ -286,12 +286,7 @@ def _open_buffer(settings: EdgeSettings) -> Buffer:
     return recovery.open_buffer(
         settings.buffer.path,
         zone=settings.device.zone,
-        limits=Limits(
-            settings.buffer.max_bytes,
-            settings.buffer.min_free_bytes,
-            settings.buffer.document_reserve_ratio,
-            settings.buffer.readings_at_cap,
-        ),
+        limits=settings.buffer.limits,
         group_commit_seconds=settings.buffer.group_commit_seconds,
     )
 
@@ -302,7 +297,7 @@ async def _deliver(settings: EdgeSettings, path: Path, timeout_seconds: float) -
     # It takes nothing new, so it needs no more room than it has, and some to seal.
     most = settings.buffer.max_bytes + await asyncio.to_thread(recovery.size, path)
     try:
-        with Buffer(path, zone=recovery.zone_of(path), max_bytes=most) as buffer:
+        with Buffer(path, zone=recovery.zone_of(path), limits=Limits(most)) as buffer:
             sending = _forwarder(settings, buffer, AgentMetrics(buffer), recovered=True)
             forwarding = asyncio.create_task(sending.run(), name="forwarder-recovered")
             try:

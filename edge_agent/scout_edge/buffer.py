@@ -59,6 +59,7 @@ _READING_BYTES = 24  # in the tail; 2 when sealed
 _RESERVED_PAGES = 16  # sealing frees the tail's pages first and needs about as many
 _GIVE_UP_SEGMENTS = 8  # per transaction: possible on an almost full disk (measured)
 _VACUUM_PAGES = 256  # given back to the file system at once: 1 MB
+_NO_LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +112,8 @@ class Buffer:
         path: the file; made, with its folder, when it is not there. ``<path>.lock`` beside it keeps
             a second process out.
         zone: IANA zone in which business days are counted.
-        max_bytes: the file never grows beyond this; then appends are refused, nothing is lost.
-        limits: instead of ``max_bytes``, all that ``room.Limits`` knows.
+        limits: the file never grows beyond them; then appends are refused, or old readings given
+            up and declared, as they say.
         group_commit_seconds: how long the first append of a group waits for others. 0: not at all;
             those that arrive during a commit form the next group anyway.
 
@@ -126,19 +127,14 @@ class Buffer:
         path: Path,
         *,
         zone: str,
-        max_bytes: int = 1 << 30,
-        limits: Limits | None = None,
+        limits: Limits = _NO_LIMITS,
         group_commit_seconds: float = 0.0,
     ) -> None:
-        self._limits = limits if limits is not None else Limits(max_bytes)
-        max_bytes = self._limits.max_bytes
-        if max_bytes < database.MIN_BYTES:
-            raise ConfigError(f"max_bytes {max_bytes} is less than {database.MIN_BYTES}")
-        self._room = Room(path, self._limits)
+        self._limits = limits
+        self._room = Room(path, limits)
         self._given_up_to = 0
         self.path = path
         self.calendar = BusinessCalendar(zone)
-        self._max_bytes = max_bytes
         self._max_pages = 0
         self._group_seconds = group_commit_seconds
         self._metrics_known: set[str] = set()
@@ -367,7 +363,7 @@ class Buffer:
     def status(self) -> BufferStatus:
         """Numbers for hello, status and metrics."""
         with self._reader_used():
-            return _status(self._reader, self.path, self._max_bytes, len(self._damaged))
+            return _status(self._reader, self.path, self._limits.max_bytes, len(self._damaged))
 
     # -- the writer -----------------------------------------------------------------------------
 
@@ -430,22 +426,28 @@ class Buffer:
 
     def _transaction(self, group: list[_Job]) -> list[Any]:
         """Do a group's work and commit. Raises what SQLite raises; then nothing was done."""
+        refused = self._make_room(group)
+        with self._committed():
+            results = [self._work(job.work, refused) for job in group]
+            self._journal.flush()
+        self._publish()
+        return results
+
+    @contextlib.contextmanager
+    def _committed(self) -> Iterator[None]:
+        """One transaction; after one that failed the journal is loaded again from the file."""
         try:
-            refused = self._make_room(group)
             self._writer.execute("begin immediate")
             if self._stale:
                 self._journal.load()
                 self._stale = False
-            results = [self._work(job.work, refused) for job in group]
-            self._journal.flush()
+            yield
             self._writer.execute("commit")
         except BaseException:
             self._stale = True
             if self._writer.in_transaction:
                 self._writer.execute("rollback")
             raise
-        self._publish()
-        return results
 
     def _make_room(self, group: list[_Job]) -> TransientError | None:
         """Set the cap for a group; make room for its records if the policy allows it.
@@ -502,18 +504,11 @@ class Buffer:
         self._cap(self._limits.max_bytes // database.PAGE_BYTES)
         while used > pages:
             try:
-                self._writer.execute("begin immediate")
-                if self._stale:
-                    self._journal.load()
-                    self._stale = False
-                given_up, reached = self._journal.give_up_readings(
-                    self._given_up_to, _GIVE_UP_SEGMENTS, every=every, reason=policy
-                )
-                self._writer.execute("commit")
+                with self._committed():
+                    given_up, reached = self._journal.give_up_readings(
+                        self._given_up_to, _GIVE_UP_SEGMENTS, every=every, reason=policy
+                    )
             except sqlite3.OperationalError:
-                self._stale = True
-                if self._writer.in_transaction:
-                    self._writer.execute("rollback")
                 if self._room.is_disk_full() and self._room.let_go():
                     continue
                 raise

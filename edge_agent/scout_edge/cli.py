@@ -19,8 +19,8 @@ from typing import Any
 
 from scout_edge import agent, buffer_cli, config, doctor, notify
 from scout_edge import status as statuses
-from scout_shared import __version__, logs
-from scout_shared.errors import ConfigError, ScoutError, TransientError
+from scout_shared import __version__, logs, program
+from scout_shared.errors import ConfigError, TransientError
 
 DEFAULT_CONFIG = Path("/etc/scout/edge.toml")
 
@@ -45,16 +45,7 @@ exit codes:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     args = _parser().parse_args(arguments)
-    try:
-        return int(args.command(args))
-    except ScoutError as error:
-        print(f"scout-edge: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # the reader of stdout has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return program.exit_code("scout-edge", lambda: int(args.command(args)))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scout_edge.database import MIN_BYTES
+from scout_edge.room import Limits
 from scout_edge.sources import registry
 from scout_edge.sources.registry import SourceSettings
 from scout_shared import settings, topics
@@ -52,6 +52,19 @@ class BufferSettings:
     """Seconds a commit waits for other requests to share its disk write. Default 0."""
     seal_seconds: float = 5.0
     """Seconds that records may wait for others to be sent with. Default 5."""
+
+    def __post_init__(self) -> None:
+        _ = self.limits
+
+    @property
+    def limits(self) -> Limits:
+        """What the file may take of the disk. Raises ConfigError: a value cannot be."""
+        return Limits(
+            self.max_bytes,
+            self.min_free_bytes,
+            self.document_reserve_ratio,
+            self.readings_at_cap,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +163,6 @@ def load(path: Path, environ: Mapping[str, str]) -> EdgeSettings:
     topics.check_name("[device] id", loaded.device.id)
     topics.check_name("[device] store", loaded.device.store)
     BusinessCalendar(loaded.device.zone)
-    if loaded.buffer.max_bytes < MIN_BYTES:
-        raise ConfigError(
-            f"[buffer] max_bytes {loaded.buffer.max_bytes} is too small",
-            f"give {MIN_BYTES} or more",
-        )
     if loaded.mqtt.version not in ("3.1.1", "5"):
         raise ConfigError(
             f"[mqtt] version {loaded.mqtt.version!r} is not known", "use '3.1.1' or '5'"

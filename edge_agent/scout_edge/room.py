@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from scout_edge.database import PAGE_BYTES
+from scout_edge.database import MIN_BYTES, PAGE_BYTES
 from scout_shared import logs
 from scout_shared.errors import ConfigError
 
@@ -49,6 +49,10 @@ class Limits:
     ``drop_oldest``: give up the oldest."""
 
     def __post_init__(self) -> None:
+        if self.max_bytes < MIN_BYTES:
+            raise ConfigError(
+                f"max_bytes {self.max_bytes} is too small", f"give {MIN_BYTES} or more"
+            )
         if self.readings_at_cap not in POLICIES:
             raise ConfigError(
                 f"readings_at_cap {self.readings_at_cap!r} is not known",

@@ -13,6 +13,7 @@ import pytest
 
 from scout_edge import journal
 from scout_edge.buffer import Buffer, KeyReusedError, Offset, peek
+from scout_edge.room import Limits
 from scout_shared import wire
 from scout_shared.errors import ConfigError, PermanentError, TransientError
 from scout_shared.messages import Receipt
@@ -228,7 +229,7 @@ def test_a_bad_append_fails_alone(path: Path) -> None:
 def test_an_append_that_does_not_fit_fails_alone(path: Path) -> None:
     outcomes: dict[int, object] = {}
     huge = random.Random(4).randbytes(200_000)
-    with Buffer(path, zone=ZONE, max_bytes=1 << 19, group_commit_seconds=0.3) as buffer:
+    with Buffer(path, zone=ZONE, limits=Limits(1 << 19), group_commit_seconds=0.3) as buffer:
 
         def append(i: int) -> None:
             docs = documents(buffer, 1, first=i)
@@ -508,7 +509,7 @@ def test_a_full_buffer_refuses_clearly_keeps_all_and_goes_on_when_emptied(path: 
     def hard(i: int) -> Document:
         return Document("t", None, UNKNOWN_DAY, b"%d " % i + rng.randbytes(2000))
 
-    with Buffer(path, zone=ZONE, max_bytes=1 << 20) as buffer:
+    with Buffer(path, zone=ZONE, limits=Limits(1 << 20)) as buffer:
         accepted: list[Document] = []
         batch: list[Document] = []
         refused = None
@@ -538,7 +539,7 @@ def test_a_full_buffer_refuses_clearly_keeps_all_and_goes_on_when_emptied(path: 
 
 
 def test_a_full_buffer_drains_to_the_last_record(path: Path) -> None:
-    with Buffer(path, zone=ZONE, max_bytes=1 << 18) as buffer:
+    with Buffer(path, zone=ZONE, limits=Limits(1 << 18)) as buffer:
         accepted = 0
         rng = random.Random(3)
         with contextlib.suppress(TransientError):

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from scout_edge.buffer import Buffer
+from scout_edge.room import Limits
 from scout_edge.sources.command import ExecSettings, ExecSource
 from scout_edge.sources.outlet import Outlet
 from scout_shared.errors import ConfigError, ScoutError, TransientError
@@ -174,7 +175,7 @@ def test_a_line_that_is_too_long_is_counted_and_the_next_one_taken(
 
 @contextmanager
 def full_buffer(folder: Path) -> Iterator[Buffer]:
-    with Buffer(folder / "small.db", zone=ZONE, max_bytes=1 << 19) as small:
+    with Buffer(folder / "small.db", zone=ZONE, limits=Limits(1 << 19)) as small:
         for _ in range(400):
             try:
                 small.append_documents([Document("old", None, 0, os.urandom(2000).hex().encode())])

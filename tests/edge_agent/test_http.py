@@ -13,6 +13,7 @@ import pytest
 
 from scout_edge.buffer import Buffer
 from scout_edge.metrics import AgentMetrics
+from scout_edge.room import Limits
 from scout_edge.sources import http as door_module
 from scout_edge.sources.http import HttpDoor
 from scout_shared.errors import ConfigError
@@ -45,7 +46,7 @@ class Client:
 
 @pytest.fixture
 def buffer(tmp_path: Path) -> Iterator[Buffer]:
-    with Buffer(tmp_path / "edge.db", zone=ZONE, max_bytes=1 << 19) as opened:
+    with Buffer(tmp_path / "edge.db", zone=ZONE, limits=Limits(1 << 19)) as opened:
         yield opened
 
 
