@@ -41,6 +41,7 @@ up or a range that was lost (kind 0: what it held is not known). No columns.
 
 Sizes measured in ``tests/bench/wire.py``. Decoding to columns is the hub's
 (``scout_central.ingest.columns``); the decoders here are the plain reference.
+The packing of numbers is ``packing``.
 Not its job: storing or sending segments, or deciding when to seal.
 """
 
@@ -48,17 +49,26 @@ from __future__ import annotations
 
 import json
 import struct
-import sys
 import zlib
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import compress, count
-from operator import ne, sub
 from typing import Any, NamedTuple
 
 from scout_shared.errors import WireError
+from scout_shared.packing import (
+    MAX_SCALE,
+    RAW,
+    TYPECODES,
+    ColumnReader,
+    accumulate,
+    append_deltas,
+    column_bytes,
+    read_blocks,
+    scale_of,
+    shuffle,
+)
 from scout_shared.zones import UNKNOWN_DAY
 
 READINGS, DOCUMENTS, GAP = 1, 2, 3
@@ -69,8 +79,6 @@ UNKNOWN_KIND = 0
 CODEC_NONE, CODEC_ZLIB = 0, 1
 CLOCK_UNKNOWN, CLOCK_UNSYNCED, CLOCK_SYNCED = 0, 1, 2
 UNKNOWN_TIME = -(2**63)
-RAW = 255
-"""Scale of a series that has no exact decimal form: its values stand as float64."""
 
 HEADER = struct.Struct("<2sBBBBH16s16sQIIqqIII")
 MAX_RAW_BYTES = 16 * 1024 * 1024
@@ -80,10 +88,7 @@ MAX_TYPES = 256
 """Types of documents in one segment: their index is one byte."""
 
 _MAGIC, _VERSION = b"SC", 1
-_MAX_SCALE = 9
-_EXACT = 2**53
 _MAX_REASON_CHARACTERS = 64
-_TYPECODES = {1: "b", 2: "h", 4: "i", 8: "q"}
 
 
 class Reading(NamedTuple):
@@ -169,8 +174,8 @@ def encode_readings(
         series[reading[0]].append(reading)
     counts, first_times, first_values = array("I"), array("q"), array("q")
     time_widths, value_widths, scales = bytearray(), bytearray(), bytearray()
-    time_blocks = {w: array(code) for w, code in _TYPECODES.items()}
-    value_blocks = {w: array(code) for w, code in _TYPECODES.items()}
+    time_blocks = {w: array(code) for w, code in TYPECODES.items()}
+    value_blocks = {w: array(code) for w, code in TYPECODES.items()}
     raw_block = array("d")
     for group in series.values():
         _, times, values = zip(*group, strict=True)
@@ -179,8 +184,8 @@ def encode_readings(
             first_times.append(times[0])
         except OverflowError as error:
             raise WireError("bad_columns", f"time {times[0]} does not fit 64 bits") from error
-        time_widths.append(_append_deltas(time_blocks, times))
-        scale, scaled = _scale(values)
+        time_widths.append(append_deltas(time_blocks, times))
+        scale, scaled = scale_of(values)
         scales.append(scale)
         if scale == RAW:
             first_values.append(0)
@@ -188,17 +193,17 @@ def encode_readings(
             raw_block.extend(values)
         else:
             first_values.append(scaled[0])
-            value_widths.append(_append_deltas(value_blocks, scaled))
+            value_widths.append(append_deltas(value_blocks, scaled))
     columns_bytes = [
-        _bytes(counts),
-        _bytes(first_times),
-        _bytes(first_values),
+        column_bytes(counts),
+        column_bytes(first_times),
+        column_bytes(first_values),
         bytes(time_widths),
         bytes(value_widths),
         bytes(scales),
-        *(_shuffle(_bytes(block), width) for width, block in time_blocks.items()),
-        *(_shuffle(_bytes(block), width) for width, block in value_blocks.items()),
-        _shuffle(_bytes(raw_block), 8),
+        *(shuffle(column_bytes(block), width) for width, block in time_blocks.items()),
+        *(shuffle(column_bytes(block), width) for width, block in value_blocks.items()),
+        shuffle(column_bytes(raw_block), 8),
     ]
     meta = {"zone": sealing.zone, "days": sorted(days.items()), "metrics": list(series)}
     return _frame(READINGS, sealing, first_sequence, sum(counts), meta, columns_bytes)
@@ -226,9 +231,9 @@ def encode_documents(sealing: Sealing, first_sequence: int, documents: Sequence[
         days[document.business_day] = days.get(document.business_day, 0) + 1
     columns = [
         bytes(type_column),
-        _bytes(observed),
-        _bytes(business_days),
-        _bytes(lengths),
+        column_bytes(observed),
+        column_bytes(business_days),
+        column_bytes(lengths),
         *(document.body for document in documents),
     ]
     meta = {"zone": sealing.zone, "days": sorted(days.items()), "types": list(types)}
@@ -371,17 +376,17 @@ def decode_readings(segment: bytes) -> list[Reading]:
     meta, columns = decode_body(header, segment)
     metrics = _names(meta, "metrics")
     k = len(metrics)
-    reader = _Reader(columns)
+    reader = ColumnReader(columns)
     counts = reader.take("I", k)
     first_times, first_values = reader.take("q", k), reader.take("q", k)
     time_widths, value_widths = reader.take("B", k), reader.take("B", k)
     scales = reader.take("B", k)
     if sum(counts) != header.records:
         raise WireError("bad_columns", f"series add up to {sum(counts)}, not {header.records}")
-    if any(scale > _MAX_SCALE and scale != RAW for scale in scales):
+    if any(scale > MAX_SCALE and scale != RAW for scale in scales):
         raise WireError("bad_columns", f"scales {sorted(set(scales))} are not 0 to 9 or 255")
-    time_deltas = _read_blocks(reader, counts, time_widths)
-    value_deltas = _read_blocks(
+    time_deltas = read_blocks(reader, counts, time_widths)
+    value_deltas = read_blocks(
         reader, [0 if s == RAW else c for c, s in zip(counts, scales, strict=True)], value_widths
     )
     raw_values = iter(
@@ -390,12 +395,12 @@ def decode_readings(segment: bytes) -> list[Reading]:
     reader.finish()
     readings = []
     for i, metric in enumerate(metrics):
-        times = _accumulate(first_times[i], time_deltas[i])
+        times = accumulate(first_times[i], time_deltas[i])
         if scales[i] == RAW:
             values = [next(raw_values) for _ in range(counts[i])]
         else:
             divisor = float(10 ** scales[i])
-            values = [v / divisor for v in _accumulate(first_values[i], value_deltas[i])]
+            values = [v / divisor for v in accumulate(first_values[i], value_deltas[i])]
         readings += [Reading(metric, t, v) for t, v in zip(times, values, strict=True)]
     return readings
 
@@ -406,7 +411,7 @@ def decode_documents(segment: bytes) -> list[Document]:
     meta, columns = decode_body(header, segment)
     types = _names(meta, "types")
     n = header.records
-    reader = _Reader(columns)
+    reader = ColumnReader(columns)
     type_column, observed = reader.take("B", n), reader.take("q", n)
     business_days, lengths = reader.take("i", n), reader.take("I", n)
     documents = []
@@ -497,125 +502,6 @@ def _frame(  # noqa: PLR0917 - the parts of a frame, in their order on the wire
         0,
     )[:-4]
     return b"".join([header, struct.pack("<I", zlib.crc32(header)), body])
-
-
-def _scale(values: Sequence[float]) -> tuple[int, list[int]]:
-    """The smallest scale at which every value is integer / 10**scale exactly, with the integers.
-
-    What is exact at one scale is exact at the next too, so the scale only has to grow at the first
-    value that does not fit: mostly one pass instead of one per scale.
-    """
-    scale, at = 0, 0
-    scaled: list[int] = []
-    try:
-        while True:
-            factor = float(10**scale)
-            if round(values[at] * factor) / factor == values[at]:
-                scaled = [round(v * factor) for v in values]
-                at = next(compress(count(), map(ne, [i / factor for i in scaled], values)), -1)
-                if at < 0:
-                    break
-            scale += 1
-            if scale > _MAX_SCALE:
-                return RAW, []
-    except (OverflowError, ValueError):  # infinity, NaN
-        return RAW, []
-    if max(scaled) >= _EXACT or min(scaled) <= -_EXACT:
-        return RAW, []
-    return scale, scaled
-
-
-def _append_deltas(blocks: dict[int, array[int]], values: Sequence[int]) -> int:
-    """Append the deltas of a column to the block of its width; returns that width (0: all zero)."""
-    deltas = [0, *map(sub, values[1:], values)]
-    low, high = min(deltas), max(deltas)
-    if low == high == 0:
-        return 0
-    for width in (1, 2, 4, 8):
-        limit = 1 << (8 * width - 1)
-        if -limit <= low and high < limit:
-            blocks[width].extend(deltas)
-            return width
-    raise WireError("bad_columns", f"steps of {low} .. {high} do not fit 64 bits")
-
-
-def _bytes(column: array[Any]) -> bytes:
-    if sys.byteorder == "big":
-        column = array(column.typecode, column)
-        column.byteswap()
-    return column.tobytes()
-
-
-def _shuffle(block: bytes, width: int) -> bytes:
-    """All first bytes, then all second bytes …: like bytes stand together and compress."""
-    return block if width == 1 else b"".join(block[i::width] for i in range(width))
-
-
-def _unshuffle(block: bytes, width: int) -> bytes:
-    if width == 1:
-        return block
-    n = len(block) // width
-    out = bytearray(len(block))
-    for i in range(width):
-        out[i::width] = block[i * n : (i + 1) * n]
-    return bytes(out)
-
-
-class _Reader:
-    """Takes typed columns off a buffer, in order."""
-
-    def __init__(self, buffer: memoryview) -> None:
-        self._buffer = buffer
-        self._at = 0
-
-    def take_bytes(self, size: int) -> bytes:
-        end = self._at + size
-        if size < 0 or end > len(self._buffer):
-            raise WireError("bad_columns", f"columns end at {len(self._buffer)}, {end} was needed")
-        piece = bytes(self._buffer[self._at : end])
-        self._at = end
-        return piece
-
-    def take(self, typecode: str, n: int) -> list[int]:
-        column = array(typecode)
-        column.frombytes(self.take_bytes(n * column.itemsize))
-        if sys.byteorder == "big":
-            column.byteswap()
-        return column.tolist()
-
-    def take_shuffled(self, typecode: str, n: int) -> list[Any]:
-        column = array(typecode)
-        column.frombytes(_unshuffle(self.take_bytes(n * column.itemsize), column.itemsize))
-        if sys.byteorder == "big":
-            column.byteswap()
-        return column.tolist()
-
-    def finish(self) -> None:
-        if self._at != len(self._buffer):
-            raise WireError("bad_columns", f"{len(self._buffer) - self._at} bytes too many")
-
-
-def _read_blocks(reader: _Reader, counts: list[int], widths: list[int]) -> list[list[int]]:
-    """Deltas of each series; series of one width share a block."""
-    if any(width not in (0, 1, 2, 4, 8) for width in widths):
-        raise WireError("bad_columns", f"widths {sorted(set(widths))} are not 0, 1, 2, 4 or 8")
-    deltas: list[list[int]] = [[0] * count for count in counts]
-    for width, typecode in _TYPECODES.items():
-        members = [i for i, w in enumerate(widths) if w == width]
-        block = reader.take_shuffled(typecode, sum(counts[i] for i in members))
-        at = 0
-        for i in members:
-            deltas[i] = block[at : at + counts[i]]
-            at += counts[i]
-    return deltas
-
-
-def _accumulate(first: int, deltas: list[int]) -> list[int]:
-    out = []
-    for delta in deltas:
-        first += delta
-        out.append(first)
-    return out
 
 
 def _names(meta: dict[str, Any], key: str) -> list[str]:

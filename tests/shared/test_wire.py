@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from scout_shared import wire
+from scout_shared import packing, wire
 from scout_shared.errors import WireError
 from scout_shared.wire import UNKNOWN_DAY, Document, Reading, Sealing
 from scout_shared.zones import BusinessCalendar
@@ -97,7 +97,7 @@ def test_documents_come_back_as_they_were_in_their_order(documents: list[Documen
 
 @given(st.lists(VALUES, min_size=1, max_size=30))
 def test_the_scale_is_the_smallest_at_which_every_value_is_exact(values: list[float]) -> None:
-    scale, scaled = wire._scale(values)
+    scale, scaled = packing.scale_of(values)
 
     def exact(at: int) -> bool:
         try:
