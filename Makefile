@@ -12,6 +12,7 @@ ARGS     ?=
 BENCH    ?=
 CUTS     ?= 1000
 SEED     ?=
+WORKERS  ?= 2
 export PYTHONPATH := $(CURDIR)/deploy
 
 # A stamp counts only for this folder and a working interpreter: a copied or moved checkout,
@@ -23,7 +24,7 @@ $(shell [ -x $(PY) ] && [ "$$(cat $(VENV)/root 2>/dev/null)" = "$(CURDIR)" ] || 
 
 help:
 	@echo "make demo [ARGS=...]     the whole system on this machine; ARGS=--help lists the options"
-	@echo "make test                linters, types, SQL, tests: what continuous integration runs"
+	@echo "make test [WORKERS=2]    linters, types, SQL, tests: what continuous integration runs"
 	@echo "make chaos [CUTS=1000] [SEED=n]  power cuts of the device's buffer, simulated"
 	@echo "make bench [BENCH=name]  one benchmark; without a name, lists them"
 	@echo "make lint                only the static checks of make test"
@@ -37,7 +38,7 @@ demo: $(VENV)/demo.stamp
 test: $(VENV)/test.stamp
 	@sh tests/install_system_packages.sh
 	@$(MAKE) --no-print-directory lint
-	@exec $(PY) -m pytest $(ARGS)
+	@exec $(PY) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 chaos: $(VENV)/test.stamp
 	@SCOUT_POWER_CUTS=$(CUTS) SCOUT_POWER_SEED=$(SEED) $(PY) -m pytest -s tests/edge_agent/test_power_cut.py $(ARGS)

@@ -152,6 +152,7 @@ class Buffer:
             self._journal = Journal(self._writer, zone)
             with database.kept(path):
                 self._load()
+            database.note_made(path)
             self._reader = stack.enter_context(contextlib.closing(database.open_reader(path)))
             self._resources = stack.pop_all()
         self._room.keep_ballast()

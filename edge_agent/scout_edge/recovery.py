@@ -16,6 +16,8 @@ new file, so that a source that repeats a request or a line is not taken twice.
     some pages                              the segments on them, declared in gaps
     the end cut off                         the segments on it; the last ones only as far as the
                                             counts in the file say that they were there
+    all of it, or the file itself           what was in it, except for what its WAL still has: as
+                                            below; a note in ``edge.db.lock`` says there was a file
     the pages of ``meta`` and ``ledger``    what was accepted last and is not found: the hub sees it
                                             in its own count of what the device produced
 
@@ -81,6 +83,9 @@ def open_buffer(
         return Buffer(path, zone=zone, limits=limits, group_commit_seconds=group_commit_seconds)
 
     with database.locked(path):
+        if database.was_made(path) and not (path.exists() and path.stat().st_size):
+            path.touch()
+            log.error("buffer.lost", file=str(path), set_aside=str(_set_aside(path)))
         _finish_setting_aside(path)
     try:
         buffer = opened()
@@ -177,6 +182,7 @@ def _report_name(damaged: Path) -> Path:
 def _set_aside(path: Path) -> Path:
     taken = [int(entry.name.rpartition("-")[2]) for entry in damaged_files(path)]
     aside = path.with_name(f"{path.name}.damaged-{max(taken, default=0) + 1}")
+    database.note_made(path, made=False)
     path.rename(aside)
     database.sync_folder(path.parent)
     _finish_setting_aside(path)

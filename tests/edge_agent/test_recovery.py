@@ -305,3 +305,58 @@ async def test_the_agent_delivers_what_was_recovered_beside_new_data(
     assert {h.epoch for h in hub.hellos if h.recovered} == {epoch}
     assert all(status["online"] for status in hub.statuses[:1])
     assert recovery.damaged_files(path)[0].exists()
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_file_that_was_emptied_or_is_gone_is_not_taken_for_a_new_device(
+    path: Path, gone: bool
+) -> None:
+    epoch, _ = filled(path)
+    path.write_bytes(b"")
+    if gone:
+        path.unlink()
+    with opened(path) as buffer:
+        assert buffer.epoch != epoch
+        buffer.append_documents(documents(buffer, 1))
+    (lost,) = recovery.damaged_files(path)
+    assert lost.stat().st_size == 0
+    assert recovery.waiting(path) == []
+    with opened(path) as buffer:
+        assert buffer.status().backlog_records == 1
+    assert recovery.damaged_files(path) == [lost]
+
+
+def test_of_an_emptied_file_the_wal_is_searched(path: Path) -> None:
+    epoch, segments = copy_while_open(path)
+    path.write_bytes(b"")
+    database.note_made(path)
+    with opened(path) as buffer:
+        assert buffer.epoch != epoch
+        with recovered(path) as old:
+            assert old.epoch == epoch
+            found = [s for s in stored(old) if s.kind != GAP]
+    assert found
+    assert {s.body for s in found} <= {s.body for s in segments}
+
+
+def test_a_power_cut_while_a_file_is_set_aside_makes_no_second_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(path)
+    path.write_bytes(b"\0" * PAGE_BYTES + path.read_bytes()[PAGE_BYTES:])
+    whole, calls = recovery._finish_setting_aside, iter([True, False])
+
+    def cut(path: Path) -> None:
+        if not next(calls):
+            raise KeyboardInterrupt  # after the rename
+        whole(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recovery, "_finish_setting_aside", cut)
+        with pytest.raises(KeyboardInterrupt):
+            opened(path)
+    (aside,) = recovery.damaged_files(path)
+    assert not path.exists()
+    with opened(path):
+        pass
+    assert recovery.damaged_files(path) == [aside]
