@@ -627,9 +627,7 @@ def _status(reader: sqlite3.Connection, path: Path, max_bytes: int, damaged: int
             " order by first_sequence limit 1",
             (meta["watermark"],),
         ).fetchone()
-        version, ledger = journal.ledger_after_acked(
-            reader, meta["ledger_acked"], meta["ledger_version"]
-        )
+        version, ledger = journal.ledger_after_acked(reader, meta["ledger_acked"])
     finally:
         reader.execute("commit")
     times = [ms for ms in (unsealed_ms, *(sealed_ms or ())) if ms is not None]

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scout_edge import agent, buffer_cli, config, doctor, notify
+from scout_edge import agent, buffer_cli, config, notify
 from scout_edge import status as statuses
 from scout_shared import __version__, logs, program
 from scout_shared.errors import ConfigError, TransientError
@@ -185,6 +185,8 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
+    from scout_edge import doctor  # late: the agent itself does not need it in memory
+
     settings = _load(args)
     found = []
     for finding in doctor.examine(settings, seconds=args.seconds):
