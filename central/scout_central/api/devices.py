@@ -8,6 +8,7 @@ so a whole chain can be enrolled from behind one address.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import threading
 import time
 from typing import Annotated
@@ -105,7 +106,13 @@ def post_token(request: Request, admin: Admin, body: TokenRequest) -> TokenAnswe
 def get_life(request: Request, viewer: Viewer, device_id: str) -> DeviceLife:
     """State, bindings to stores, and who did what to it."""
     _visible(request, viewer, device_id)
-    return _door(request).life(device_id)
+    life = _door(request).life(device_id)
+    # It may have stood in a store that this caller may not see.
+    return dataclasses.replace(
+        life,
+        bindings=tuple(b for b in life.bindings if _sees(viewer, b.store_id)),
+        events=tuple(e for e in life.events if _sees(viewer, e.store_id)),
+    )
 
 
 @router.post("/devices/{device_id}/state")
@@ -130,7 +137,7 @@ def _visible(request: Request, found: Caller, device_id: str) -> DeviceState:
         device = _door(request).find(device_id)
     except FleetError:
         device = None
-    if device is None or not (found.sees_all or device.store_id in found.stores):
+    if device is None or not _sees(found, device.store_id):
         raise RefusalError(
             404,
             "not_found",
@@ -140,8 +147,12 @@ def _visible(request: Request, found: Caller, device_id: str) -> DeviceState:
     return device
 
 
+def _sees(found: Caller, store_id: str) -> bool:
+    return found.sees_all or store_id in found.stores
+
+
 def _must_see(found: Caller, store_id: str) -> None:
-    if not (found.sees_all or store_id in found.stores):
+    if not _sees(found, store_id):
         raise RefusalError(
             403,
             "forbidden",
