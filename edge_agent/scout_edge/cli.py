@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
             _enrol,
             "make this device known to the hub, with a one-time token",
             "\nThe device makes its own password; id, store, zone and broker come from the hub,\n"
-            "and are kept beside the buffer. An answer that gets lost costs nothing: run it again.\n"
+            "and are kept beside the buffer. An answer that got lost costs nothing: run it again.\n"
             "Exit code 0: enrolled; 2: mend something, see the hint; 75: try again later.",
         )
     )

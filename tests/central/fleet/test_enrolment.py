@@ -135,6 +135,35 @@ def test_of_many_at_once_one_is_admitted(door: FleetDoor) -> None:
     assert sorted(outcomes) == ["admitted", *["token_used"] * 5]
 
 
+def test_the_second_waits_for_the_first_and_is_refused(door: FleetDoor, database: str) -> None:
+    made = token(door)
+    outcomes: list[str] = []
+
+    def second() -> None:
+        try:
+            door.enrol(request(made, device_id="second"))
+            outcomes.append("admitted")
+        except FleetError as error:
+            outcomes.append(error.word)
+
+    with databases.connect(database, application="test") as connection:
+        tokens.enrol(
+            connection,
+            token=made,
+            request_id=uuid4(),
+            password=PASSWORD,
+            signing_key=bytes(32),
+            device_id="first",
+        )
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.3)
+        assert not outcomes
+        connection.commit()
+    thread.join(20)
+    assert outcomes == ["token_used"]
+
+
 def test_unknown_and_expired_tokens_are_told_apart_only_with_the_secret(
     door: FleetDoor, database: str
 ) -> None:
