@@ -175,6 +175,8 @@ class FleetCounts(Answer):
     unknown: int
     """Never heard by themselves."""
     retired: int
+    maintenance: int = 0
+    """Of these nothing is expected; they are counted nowhere else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,6 +39,7 @@ VIEWER_PATHS = [
     "/v1/overview",
     "/v1/fleet",
     "/v1/fleet/till-north",
+    "/v1/devices/till-north/life",
     "/v1/runs",
     "/v1/tables",
     "/v1/reconciliation",
