@@ -1,5 +1,5 @@
 # Each target sets up what it needs on a machine that has only python3 (3.11 or newer, with venv).
-# Nothing is installed outside .venv, except by `make test` as root: three Debian packages (see tests/install_system_packages.sh).
+# Nothing is installed outside .venv, except by `make test` and `make chaos` as root: Debian packages (see tests/install_system_packages.sh).
 
 SHELL    := /bin/sh
 PYTHON   ?= python3
@@ -10,8 +10,10 @@ PIP      := $(PY) -m pip --disable-pip-version-check --no-input --quiet --quiet
 UV       ?= uv
 ARGS     ?=
 BENCH    ?=
-CUTS     ?= 1000
+CUTS     ?=
+N        ?= 20
 SEED     ?=
+ONLY     ?=
 WORKERS  ?= 2
 export PYTHONPATH := $(CURDIR)/deploy
 
@@ -25,7 +27,8 @@ $(shell [ -x $(PY) ] && [ "$$(cat $(VENV)/root 2>/dev/null)" = "$(CURDIR)" ] || 
 help:
 	@echo "make demo [ARGS=...]     the whole system on this machine; ARGS=--help lists the options"
 	@echo "make test [WORKERS=2]    linters, types, SQL, tests: what continuous integration runs"
-	@echo "make chaos [CUTS=1000] [SEED=n]  power cuts of the device's buffer, simulated"
+	@echo "make chaos [N=20] [SEED=n] [ONLY=class,...]  N schedules of faults on real processes"
+	@echo "make chaos CUTS=1000 [SEED=n]  power cuts of the device's buffer, simulated"
 	@echo "make bench [BENCH=name]  one benchmark; without a name, lists them"
 	@echo "make lint                only the static checks of make test"
 	@echo "make lock                renew requirements/*.txt (needs uv)"
@@ -41,7 +44,12 @@ test: $(VENV)/test.stamp
 	@exec $(PY) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 chaos: $(VENV)/test.stamp
+ifeq ($(CUTS),)
+	@sh tests/install_system_packages.sh
+	@exec $(PY) -m tests.system.chaos --schedules $(N) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY)) $(ARGS)
+else
 	@SCOUT_POWER_CUTS=$(CUTS) SCOUT_POWER_SEED=$(SEED) $(PY) -m pytest -s tests/edge_agent/test_power_cut.py $(ARGS)
+endif
 
 bench: $(VENV)/test.stamp
 	@if [ -z "$(BENCH)" ]; then \

@@ -1,10 +1,11 @@
 #!/bin/sh
-# Debian packages that some tests need: a production broker, a browser, a terminal multiplexer.
+# Debian packages that some tests need: a production broker, a browser, a terminal multiplexer, a
+# library that sets the clock of one process.
 # Only as root with apt, only what is missing. Never fails: a test whose program is absent is
 # skipped with that reason, and fails where CI=true.
 set -u
 missing=""
-for program in mosquitto chromium tmux; do
+for program in mosquitto chromium tmux faketime; do
   PATH="$PATH:/usr/sbin" command -v "$program" >/dev/null 2>&1 || missing="$missing $program"
 done
 [ -n "$missing" ] || exit 0

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 
 from tests.harness.waiting import eventually, listens
 
@@ -21,6 +21,9 @@ class Process:
     """One program in its own process group; ``close()`` leaves nothing of it behind.
 
     Output goes to a file, so that a chatty program never blocks on a full pipe.
+
+    Args:
+        output: that file, if it shall stay; what is in it already is kept.
     """
 
     def __init__(
@@ -29,9 +32,12 @@ class Process:
         *,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
+        output: Path | None = None,
     ) -> None:
         self.command = [str(part) for part in command]
-        self._output = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process
+        # Open as long as the process is.
+        made = tempfile.TemporaryFile() if output is None else output.open("a+b")  # noqa: SIM115
+        self._output: IO[bytes] = made
         self._popen = subprocess.Popen(
             self.command,
             stdin=subprocess.DEVNULL,
