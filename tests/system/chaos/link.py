@@ -1,9 +1,9 @@
 """The way between an agent and the broker, made worse on purpose.
 
-TCP: cut (connections end), dead (half-open: what is sent disappears and nobody is told), slow. A new
-connection over a bad link hangs until it is mended, as when packets are lost. MQTT: QoS 1 PUBLISH packets, in both directions, are repeated or overtaken by
-later ones; packet boundaries are kept, so neither end sees broken MQTT. Other packets are left
-alone.
+TCP: cut (connections end), dead (half-open: what is sent disappears and nobody is told), slow. A
+new connection over a bad link hangs until it is mended, as when packets are lost. MQTT: QoS 1
+PUBLISH packets, in both directions, are repeated or overtaken by later ones; packet boundaries are
+kept, so neither end sees broken MQTT. Other packets are left alone.
 """
 
 from __future__ import annotations
