@@ -40,7 +40,7 @@ from typing import Any
 from scout_edge import database, journal
 from scout_edge.buffer import Buffer
 from scout_edge.database import DamagedError
-from scout_edge.journal import Journal
+from scout_edge.journal import TAIL_KINDS, Journal
 from scout_edge.pages import Pages, Row
 from scout_edge.room import Limits
 from scout_shared import logs, wire
@@ -401,7 +401,7 @@ def _facts(pages: Pages, roots: dict[str, int]) -> _Facts:
     for _, row in pages.table(roots["tail"]):
         if _shaped(row, (object, int, int, int, int, bytes)):
             kind, accepted_ms, records, crc, body = row[1:]
-            if kind in wire.KIND_NAMES and 1 <= records <= wire.MAX_RECORDS:
+            if kind in TAIL_KINDS and 1 <= records <= wire.MAX_RECORDS:
                 facts.tail.append((kind, accepted_ms, records, crc, body))
     for row in pages.index(roots["ledger"]):
         if _shaped(row, (int, int, int, int)):
