@@ -137,7 +137,8 @@ def kills(python: Path, folder: Path, times: int, rng: random.Random, failures: 
     print(f"{times} kill -9 each, readings one by one, at most {ACCEPTED_A_SECOND}/s:")
     print("storage   accepted     lost  doubled  runs that lost  most in one")
     for kind in ("buffer", "sqlite", "file"):
-        lost, doubled, accepted = [], 0, 0
+        lost: list[int] = []
+        doubled = accepted = 0
         for number in range(times):
             place = folder / f"kill-{kind}-{number}"
             told, found = killed(python, kind, place, rng.uniform(*KILLED_AFTER_SECONDS))
@@ -149,7 +150,7 @@ def kills(python: Path, folder: Path, times: int, rng: random.Random, failures: 
             f" {max(lost):12,}",
             flush=True,
         )
-        if kind == "buffer" and (sum(lost) or doubled):
+        if kind == "buffer" and (any(lost) or doubled > 0):
             failures.append(f"the buffer lost {sum(lost)} and doubled {doubled} readings")
 
 
