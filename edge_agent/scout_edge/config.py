@@ -93,6 +93,15 @@ class MqttSettings:
     """Least seconds to wait for a receipt before sending again. Default 5."""
     reconnect_cap_seconds: float = 300.0
     """Most seconds between two attempts to connect. Default 300."""
+    silence_seconds: float = 30.0
+    """Seconds without any sign from the broker, while one is awaited, after which the connection
+    counts as dead. Default 30."""
+    live_share_ratio: float = 0.25
+    """Share of what is sent that goes to the newest records, sales first, while there is a backlog;
+    the rest of it goes oldest first. 0: oldest first only. Default 0.25."""
+    storm_guard_seconds: float = 0.0
+    """After a start or an outage of two minutes the backlog waits for a random time up to this, so
+    that a chain does not come back at one second; what is new goes at once. Default 0."""
     drain_seconds: float = 2.0
     """Seconds to go on sending when told to stop. Default 2; what is left waits in the buffer."""
 
@@ -177,9 +186,15 @@ def load(path: Path, environ: Mapping[str, str]) -> EdgeSettings:
         ("[mqtt] heartbeat_seconds", loaded.mqtt.heartbeat_seconds, 0.1),
         ("[mqtt] ack_timeout_seconds", loaded.mqtt.ack_timeout_seconds, 0.1),
         ("[mqtt] reconnect_cap_seconds", loaded.mqtt.reconnect_cap_seconds, 0.1),
+        ("[mqtt] silence_seconds", loaded.mqtt.silence_seconds, 0.1),
+        ("[mqtt] storm_guard_seconds", loaded.mqtt.storm_guard_seconds, 0.0),
         ("[mqtt] drain_seconds", loaded.mqtt.drain_seconds, 0.0),
     ):
         settings.check_seconds(name, seconds, least)
+    if not 0 <= loaded.mqtt.live_share_ratio <= 1:
+        raise ConfigError(
+            f"[mqtt] live_share_ratio {loaded.mqtt.live_share_ratio} cannot be", "give 0 to 1"
+        )
     settings.check_port("[mqtt] port", loaded.mqtt.port, 1)
     return loaded
 

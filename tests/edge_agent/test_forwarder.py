@@ -300,3 +300,79 @@ def test_tls_files_that_cannot_be_used_are_a_setting_to_change(
     mqtt = MqttSettings(tls=True, tls_ca=tmp_path / "no.pem")
     with pytest.raises(ConfigError, match="TLS"):
         Forwarder(buffer, AgentMetrics(buffer), device=DEVICE, mqtt=mqtt, seal_seconds=1)
+
+
+class Swallower:
+    """A TCP proxy to an address that can stop forwarding without a RST or a FIN."""
+
+    def __init__(self, to: Address) -> None:
+        self.to = to
+        self.swallow = False
+        self.connections = 0
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Address]:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        try:
+            yield Address("127.0.0.1", server.sockets[0].getsockname()[1])
+        finally:
+            server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        there_reader, there_writer = await asyncio.open_connection(*self.to)
+        ways = (reader, there_writer), (there_reader, writer)
+        tasks = [asyncio.create_task(self._copy(*way)) for way in ways]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            for end in (writer, there_writer):
+                end.transport.abort()
+
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65_536):
+                if not self.swallow:
+                    writer.write(data)
+                    await writer.drain()
+
+
+async def test_a_link_that_only_swallows_is_given_up_by_its_silence(
+    buffer: Buffer, broker: Address
+) -> None:
+    hub, proxy = Hub(), Swallower(broker)
+    async with hub.running(*broker), proxy.running() as address:
+        # The keep-alive is twice the heartbeat, at least 5 s: it alone would take 7 s and more.
+        mqtt = settings(address, silence_seconds=0.5, heartbeat_seconds=30.0)
+        buffer.append_readings(readings(1000))
+        async with forwarding(buffer, mqtt) as forwarder:
+            await until(lambda: not forwarder.backlog())
+            assert proxy.connections == 1
+            proxy.swallow = True
+            buffer.append_readings(readings(1000, first=1000))
+            await until(lambda: "silent" in forwarder.state.last_error, 5)
+            assert not forwarder.state.connected
+            proxy.swallow = False
+            await until(lambda: not forwarder.backlog())
+    assert at_hub(hub)[0] == Counter(readings(2000))
+
+
+async def test_after_a_start_the_backlog_waits_and_what_is_new_does_not(
+    buffer: Buffer, broker: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(random, "uniform", lambda _low, high: high)
+    hub = Hub()
+    buffer.append_readings(readings(40_000))
+    async with hub.running(*broker):
+        mqtt = settings(broker, storm_guard_seconds=600.0)
+        async with forwarding(buffer, mqtt) as forwarder:
+            await until(lambda: hub.segments)
+            sale = documents(buffer, 1)
+            buffer.append_documents(sale)
+            await until(lambda: at_hub(hub)[1] == sale)
+            assert buffer.watermark == 0
+            assert min(hub.segments) > 30_000
+            assert await forwarder.drain(20), "who drains does not wait"
+    assert at_hub(hub)[0] == Counter(readings(40_000))
