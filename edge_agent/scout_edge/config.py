@@ -79,6 +79,11 @@ class MqttSettings:
     """Port of the broker. Default 1883; with TLS usually 8883."""
     version: str = "3.1.1"
     """MQTT version, '3.1.1' or '5'. Default '3.1.1', which every broker speaks."""
+    transport: str = "tcp"
+    """'tcp' or 'websockets', for networks that let only web traffic out; with TLS: wss. Default
+    'tcp'."""
+    websocket_path: str = "/mqtt"
+    """Path of the broker's WebSocket listener. Default '/mqtt'."""
     tls: bool = False
     """Whether to use TLS. Default false."""
     tls_ca: Path | None = None
@@ -191,6 +196,14 @@ def check(path: Path, document: Mapping[str, Any], environ: Mapping[str, str]) -
     if loaded.mqtt.version not in ("3.1.1", "5"):
         raise ConfigError(
             f"[mqtt] version {loaded.mqtt.version!r} is not known", "use '3.1.1' or '5'"
+        )
+    if loaded.mqtt.transport not in ("tcp", "websockets"):
+        raise ConfigError(
+            f"[mqtt] transport {loaded.mqtt.transport!r} is not known", "use 'tcp' or 'websockets'"
+        )
+    if not loaded.mqtt.websocket_path.startswith("/"):
+        raise ConfigError(
+            f"[mqtt] websocket_path {loaded.mqtt.websocket_path!r} is no path", "begin it with '/'"
         )
     if loaded.log.level not in ("debug", "info", "warning", "error"):
         raise ConfigError(

@@ -186,6 +186,8 @@ class Forwarder:
             keepalive=max(5, int(2 * mqtt.heartbeat_seconds)),
             max_concurrent_outgoing_calls=_PUBLISHES_AT_ONCE,
             tls_context=self._tls,
+            transport="websockets" if mqtt.transport == "websockets" else "tcp",
+            websocket_path=mqtt.websocket_path,
         )
         async with client:
             try:

@@ -4,24 +4,30 @@ import asyncio
 import contextlib
 import dataclasses
 import random
+import socket
 import sqlite3
+import ssl
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.typing import Subprotocol
 
 from scout_edge.buffer import Buffer, StoredSegment
 from scout_edge.config import DeviceSettings, MqttSettings
-from scout_edge.forwarder import Forwarder, stopped
+from scout_edge.forwarder import Forwarder, stopped, tls_context
 from scout_edge.metrics import AgentMetrics
 from scout_shared import wire
 from scout_shared.errors import ConfigError
 from tests.edge_agent.hub import Hub
 from tests.edge_agent.records import ZONE, contents, documents, readings, stored
 from tests.harness.process import Process
-from tests.harness.servers import Address
+from tests.harness.servers import Address, require
+from tests.harness.tls import Authority
 from tests.harness.waiting import free_port
 
 DEVICE = DeviceSettings("pos-1", "store-7", ZONE)
@@ -376,3 +382,89 @@ async def test_after_a_start_the_backlog_waits_and_what_is_new_does_not(
             assert min(hub.segments) > 30_000
             assert await forwarder.drain(20), "who drains does not wait"
     assert at_hub(hub)[0] == Counter(readings(40_000))
+
+
+@contextlib.asynccontextmanager
+async def web_door(to: Address, security: ssl.SSLContext) -> AsyncIterator[Server]:
+    """The broker behind TLS and WebSocket, on the path /mqtt.
+
+    Not mosquitto's own listener: Debian's libwebsockets cannot open it where IPv6 is off.
+    """
+
+    async def carry(web: ServerConnection) -> None:
+        assert web.request is not None
+        assert (web.request.path, web.subprotocol) == ("/mqtt", "mqtt")
+        reader, writer = await asyncio.open_connection(*to)
+
+        async def back() -> None:
+            while data := await reader.read(65_536):
+                await web.send(data)
+
+        returning = asyncio.create_task(back())
+        try:
+            async for data in web:
+                assert isinstance(data, bytes)
+                writer.write(data)
+                await writer.drain()
+        finally:
+            returning.cancel()
+            with contextlib.suppress(asyncio.CancelledError, ConnectionClosed):
+                await returning
+            writer.transport.abort()
+
+    protocols = [Subprotocol("mqtt")]
+    async with serve(carry, "127.0.0.1", 0, ssl=security, subprotocols=protocols) as server:
+        yield server
+
+
+async def test_the_same_through_a_websocket_with_tls(
+    buffer: Buffer, broker: Address, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path / "ca")
+    own = authority.issue("broker", alternative="IP:127.0.0.1")
+    security = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    security.load_cert_chain(own.certificate, own.key)
+    hub = Hub()
+    buffer.append_readings(readings(5000))
+    async with hub.running(*broker), web_door(broker, security) as server:
+        port = server.sockets[0].getsockname()[1]
+        mqtt = settings(
+            Address("127.0.0.1", port),
+            transport="websockets",
+            tls=True,
+            tls_ca=authority.certificate,
+        )
+        async with forwarding(buffer, mqtt) as forwarder:
+            await until(lambda: not forwarder.backlog())
+    assert at_hub(hub)[0] == Counter(readings(5000))
+
+
+async def test_a_broker_that_requires_certificates_gets_the_devices_own(
+    buffer: Buffer, tmp_path: Path, processes: Callable[..., Process]
+) -> None:
+    authority = Authority(tmp_path / "ca")
+    own = authority.issue("broker", alternative="IP:127.0.0.1")
+    device = authority.issue("pos-1")
+    plain, port = free_port(), free_port()
+    conf = tmp_path / "mosquitto.conf"
+    conf.write_text(
+        f"user root\nallow_anonymous true\npersistence false\nlistener {plain} 127.0.0.1\n"
+        f"listener {port} 127.0.0.1\ncafile {authority.certificate}\n"
+        f"certfile {own.certificate}\nkeyfile {own.key}\nrequire_certificate true\n"
+    )
+    processes([require("mosquitto"), "-c", conf]).wait_for_port(port)
+    mqtt = settings(Address("127.0.0.1", port), tls=True, tls_ca=authority.certificate)
+    stranger = tls_context(mqtt)
+    assert stranger is not None
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=10) as raw,
+        stranger.wrap_socket(raw, server_hostname="127.0.0.1") as secured,
+        pytest.raises(ssl.SSLError, match="CERTIFICATE_REQUIRED"),
+    ):
+        secured.recv(1)
+    mqtt = dataclasses.replace(mqtt, tls_certificate=device.certificate, tls_key=device.key)
+    hub = Hub()
+    buffer.append_readings(readings(2000))
+    async with hub.running("127.0.0.1", plain), forwarding(buffer, mqtt) as forwarder:
+        await until(lambda: not forwarder.backlog())
+    assert at_hub(hub)[0] == Counter(readings(2000))

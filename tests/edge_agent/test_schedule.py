@@ -187,3 +187,12 @@ def test_a_segment_that_grew_into_a_longer_gap_is_sent_again(buffer: Buffer) -> 
     assert buffer.segments_after(0, 1 << 20, 16, {1: 1, 2: 1})[0].first_sequence == 2
     outlines = buffer.outlines_after(0, AHEAD, {1: 1})
     assert [s.first_sequence for s in outlines] == [2, 3]
+
+
+def test_what_is_neither_on_its_way_nor_at_the_hub_is_searched_again(buffer: Buffer) -> None:
+    seal(buffer, 5)
+    line = Line(buffer, 0.25)
+    line.take(16)
+    line.schedule.flights.clear()
+    line.take(16)
+    assert len(line.take(16)) == 5
