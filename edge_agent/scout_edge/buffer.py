@@ -39,7 +39,7 @@ from scout_edge.room import REJECT, THIN, Limits, Room
 from scout_shared import logs
 from scout_shared.errors import ConfigError, PermanentError, ScoutError, TransientError
 from scout_shared.messages import NONCE_BYTES, LedgerEntry, Opening, Receipt
-from scout_shared.wire import DOCUMENTS, READINGS, Document, Reading
+from scout_shared.wire import DOCUMENTS, READINGS, Document, Reading, Span
 from scout_shared.zones import BusinessCalendar
 
 __all__ = [
@@ -201,13 +201,19 @@ class Buffer:
     # -- for sources ----------------------------------------------------------------------------
 
     def append_readings(
-        self, readings: Sequence[Reading], *, offset: Offset | None = None
+        self,
+        readings: Sequence[Reading],
+        *,
+        offset: Offset | None = None,
+        span: Span | None = None,
     ) -> Accepted:
         """Store readings, all or none; returns when they are durable.
 
         Args:
             readings: in the order in which they were observed.
             offset: where the source goes on; committed with the readings.
+            span: the agent itself stamped them, by a clock that nobody vouched for
+                (``clock.stamp``). The mark goes with them to the hub.
 
         Raises:
             PermanentError: a reading cannot be stored; none was.
@@ -215,7 +221,7 @@ class Buffer:
         """
         times = journal.check_readings(readings, self._metrics_known) if readings else ()
         days = self.calendar.count(times)
-        return self._submit(Append(READINGS, readings, days, offset=offset))
+        return self._submit(Append(READINGS, readings, days, offset=offset, span=span))
 
     def append_documents(
         self,

@@ -33,7 +33,7 @@ from typing import NoReturn
 
 import aiomqtt
 
-from scout_edge import clock
+from scout_edge import boots, clock
 from scout_edge.buffer import Buffer, StoredSegment
 from scout_edge.config import DeviceSettings, MqttSettings
 from scout_edge.metrics import AgentMetrics
@@ -411,6 +411,7 @@ class _Session:
 
     async def _hello(self) -> Hello:
         status = await asyncio.to_thread(self._buffer.status)
+        known = await asyncio.to_thread(boots.known, self._buffer)
         return Hello(
             epoch=status.epoch,
             boot_id=clock.boot_id().hex(),
@@ -429,6 +430,7 @@ class _Session:
             counters=self._metrics.counters(),
             recovered=self._forwarder.recovered,
             damaged_files=self._forwarder.damaged_files,
+            boots=known,
         )
 
 

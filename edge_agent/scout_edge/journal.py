@@ -1,7 +1,8 @@
 """The tables of a buffer file, and what one transaction does to them.
 
     meta         epoch, next_sequence, watermark, acknowledged ledger version, zone, fence
-    tail         accepted, not sealed: one row per commit, records of one kind, no sequence yet
+    tail         accepted, not sealed: one row per commit, records of one kind, no sequence yet;
+                 readings stamped by a doubtful clock stand apart, with its span (kind STAMPED)
     segments     sealed: immutable wire bytes under their first sequence, with an outer CRC; a gap
                  stands in the place of segments that were given up, and only ever grows
     idempotency  keys of requests already accepted, so that a retry is answered, not stored again
@@ -106,6 +107,12 @@ DELETE_SEGMENTS = 32  # per transaction: short, and possible on an almost full d
 
 GAP_PARTS = 512  # about 5 KB once compressed: what is rewritten when a gap grows
 
+STAMPED = 0x100 | READINGS
+"""Kind of tail rows: readings that the agent stamped while nobody vouched for its clock. They are
+sealed as READINGS, in segments of their own, which say in which span of the clock they arose."""
+TAIL_KINDS = (DOCUMENTS, READINGS, STAMPED)
+"""In this order they are sealed, and so sent: sales before telemetry."""
+
 DAMAGED = "damaged"
 """Reason: the bytes changed on disk."""
 
@@ -163,6 +170,8 @@ class Append:
     key: str | None = None
     offset: Offset | None = None
     digest: bytes = b""
+    span: wire.Span | None = None
+    """Readings that were stamped in it. None: their times need no repair."""
 
 
 @dataclass(slots=True)
@@ -180,6 +189,8 @@ class _Tail:
     """Monotonic seconds when the oldest was accepted; -inf: in a former process."""
     stamp: _Stamp | None = None
     """Of the newest tail row, when the row was read from the file."""
+    span: wire.Span | None = None
+    """Of STAMPED: that of all its records."""
 
 
 def check_readings(readings: Sequence[Reading], known: set[str]) -> tuple[int, ...]:
@@ -347,8 +358,7 @@ class Journal:
         self._stored_meta = dict(self._meta)
         self._ledger_version = _newest(self._db)
         self._ledger = {}
-        # In this order they are sealed, and so sent: sales before telemetry.
-        self._tails = {DOCUMENTS: _Tail(), READINGS: _Tail()}
+        self._tails = {kind: _Tail() for kind in TAIL_KINDS}
         damaged: list[tuple[int, int, int]] = []
         for row_id, kind, accepted_ms, records, crc, body, *clocks in self._db.execute(
             "select id, kind, accepted_ms, records, crc, body, boot_id, clock, mono_ms from tail"
@@ -357,7 +367,8 @@ class Journal:
             if zlib.crc32(body) != crc:
                 damaged.append((row_id, kind, records))
                 continue
-            self._stage(kind, _unpack(kind, records, body), accepted_ms, -math.inf)
+            self._tails[kind].span, unpacked = _unpack(kind, records, body)
+            self._stage(kind, unpacked, accepted_ms, -math.inf)
             boot_id, state, mono_ms = clocks
             self._tails[kind].stamp = _Stamp(boot_id, state, accepted_ms, mono_ms)
         for tail in self._tails.values():
@@ -407,12 +418,23 @@ class Journal:
                 append.offset,
             )
         if records:
-            self._stage(append.kind, append.records, now_ms, time.monotonic())
-            self._tails[append.kind].stamp = None
+            kind = append.kind if append.span is None else STAMPED
+            if append.span is not None:
+                self._turn(append.span)
+            self._stage(kind, append.records, now_ms, time.monotonic())
+            self._tails[kind].stamp = None
             for day, count in append.days.items():
                 entry = day, append.kind
                 self._ledger[entry] = self._ledger.get(entry, 0) + count
         return Accepted(records, duplicate=False)
+
+    def _turn(self, span: wire.Span) -> None:
+        """What was stamped in another span is sealed before this one begins."""
+        tail = self._tails[STAMPED]
+        if tail.records and tail.span != span:
+            self._seal(STAMPED, tail, 0, len(tail.records))
+            self._restart(STAMPED, tail, [])
+        tail.span = span
 
     def _stage(self, kind: int, records: Records, accepted_ms: int, since: float) -> None:
         tail = self._tails[kind]
@@ -430,7 +452,7 @@ class Journal:
             self._seal_full(kind, tail)
             fresh = tail.records[tail.stored :]
             if fresh:
-                body = _pack(kind, fresh)
+                body = _pack(kind, fresh, tail.span)
                 now = clock.sealing(self.epoch, self._calendar.zone)
                 self._db.execute(
                     "insert into tail (kind, accepted_ms, records, crc, body, boot_id, clock,"
@@ -523,10 +545,10 @@ class Journal:
             self._db.execute("delete from tail where kind = ?", (kind,))
         first, records = self.next_sequence, tail.records[at:end]
         sealing = self._sealing(tail.stamp)
-        if kind == READINGS:
-            readings = cast(list[Reading], records)
+        if kind != DOCUMENTS:
+            kind, readings = READINGS, cast(list[Reading], records)
             days = self._calendar.count([r[1] for r in readings])
-            body = wire.encode_readings(sealing, first, readings, days)
+            body = wire.encode_readings(sealing, first, readings, days, tail.span)
         else:
             body = wire.encode_documents(sealing, first, cast(list[Document], records))
         self._db.execute(
@@ -619,6 +641,7 @@ class Journal:
 
     def _give_up_tail(self, row_id: int, kind: int, records: int) -> None:
         """A tail row that cannot be read: its records get their sequences, in a gap."""
+        kind = READINGS if kind == STAMPED else kind
         if kind not in wire.KIND_NAMES or not 1 <= records <= wire.MAX_RECORDS:
             raise PermanentError(f"tail row {row_id} with {records} records is damaged")
         self._db.execute("delete from tail where id = ?", (row_id,))
@@ -771,15 +794,16 @@ def _segment_end(kind: int, records: Records, at: int) -> int:
     return end if end <= len(records) else 0
 
 
-def _pack(kind: int, records: Records) -> bytes:
+def _pack(kind: int, records: Records, span: wire.Span | None) -> bytes:
     """A tail row: the records as they came. Cheap, because most are sealed within seconds.
 
     Numbers in the machine's byte order: a tail never leaves the machine.
     """
-    if kind == READINGS:
+    if kind != DOCUMENTS:
         names, times, values = zip(*records, strict=True)
         index = {name: i for i, name in enumerate(dict.fromkeys(names))}
-        head = json.dumps(list(index)).encode()
+        known = list(index)
+        head = json.dumps(known if span is None else [span.encode(), known]).encode()
         columns = [
             array("I", [index[name] for name in names]).tobytes(),
             array("q", times).tobytes(),
@@ -792,18 +816,22 @@ def _pack(kind: int, records: Records) -> bytes:
     return b"".join([struct.pack("=I", len(head)), head, *columns])
 
 
-def _unpack(kind: int, records: int, body: bytes) -> Records:
+def _unpack(kind: int, records: int, body: bytes) -> tuple[wire.Span | None, Records]:
     (size,) = struct.unpack_from("=I", body)
     head, at = json.loads(body[4 : 4 + size]), 4 + size
-    if kind == READINGS:
+    if kind != DOCUMENTS:
+        span = None
+        if kind == STAMPED:
+            fields, head = head
+            span = wire.Span.decode(fields)
         index, times, values = array("I"), array("q"), array("d")
         for column in (index, times, values):
             end = at + records * column.itemsize
             column.frombytes(body[at:end])
             at = end
-        return [Reading(head[i], t, v) for i, t, v in zip(index, times, values, strict=True)]
+        return span, [Reading(head[i], t, v) for i, t, v in zip(index, times, values, strict=True)]
     documents = []
     for name, observed_ms, day, length in head:
         documents.append(Document(name, observed_ms, day, body[at : at + length]))
         at += length
-    return documents
+    return None, documents
