@@ -25,13 +25,13 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from types import MappingProxyType, TracebackType
+from typing import Any, NamedTuple, Self, TypeVar, overload
 
 from scout_edge import database, journal
 from scout_edge.journal import Accepted, Append, Journal, KeyReusedError, Offset
@@ -48,6 +48,7 @@ __all__ = [
     "BufferStatus",
     "KeyReusedError",
     "Offset",
+    "SegmentOutline",
     "StoredSegment",
     "peek",
 ]
@@ -61,6 +62,7 @@ _RESERVED_PAGES = 16  # sealing frees the tail's pages first and needs about as 
 _GIVE_UP_SEGMENTS = 8  # per transaction: possible on an almost full disk (measured)
 _VACUUM_PAGES = 256  # given back to the file system at once: 1 MB
 _NO_LIMITS = Limits()
+_NOTHING: Mapping[int, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,14 @@ class StoredSegment:
     def last_sequence(self) -> int:
         """Sequence of the last record."""
         return self.first_sequence + self.records - 1
+
+
+class SegmentOutline(NamedTuple):
+    """Where a sealed segment stands, without its bytes."""
+
+    first_sequence: int
+    last_sequence: int
+    kind: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +298,11 @@ class Buffer:
         return self._submit(lambda: self._journal.seal(min_age_seconds))
 
     def segments_after(
-        self, sequence: int, limit_bytes: int, limit: int = 16
+        self,
+        sequence: int,
+        limit_bytes: int,
+        limit: int = 16,
+        sent: Mapping[int, int] = _NOTHING,
     ) -> list[StoredSegment]:
         """The next sealed segments after ``sequence``, oldest first, without those at the hub.
 
@@ -296,11 +310,15 @@ class Buffer:
         place of a segment whose bytes no longer match their checksum comes the gap that declares
         it given up: the hub is told, and the watermark moves on.
 
+        Args:
+            sent: first → last sequence of segments that are left out. One that has grown since (a
+                gap) is not.
+
         Raises:
             TransientError: the disk fails.
         """
         while True:
-            found, damaged = self._read_segments(sequence, limit_bytes, limit)
+            found, damaged = self._read_segments(sequence, limit_bytes, limit, sent)
             if not damaged:
                 return found
             self._damaged.add(damaged)
@@ -308,7 +326,7 @@ class Buffer:
             log.error("segment.damaged", first_sequence=damaged, given_up_records=records)
 
     def _read_segments(
-        self, sequence: int, limit_bytes: int, limit: int
+        self, sequence: int, limit_bytes: int, limit: int, sent: Mapping[int, int]
     ) -> tuple[list[StoredSegment], int]:
         """As ``segments_after``; and the first sequence of a damaged one on the way, or 0."""
         found: list[StoredSegment] = []
@@ -327,6 +345,8 @@ class Buffer:
                 sequence = first + records - 1
                 if covered := self._covered_until(first, sequence):
                     sequence = covered
+                elif sent.get(first, 0) >= sequence:
+                    pass
                 elif zlib.crc32(body) != crc:
                     return [], first
                 elif len(found) == limit or (found and size + len(body) > limit_bytes):
@@ -335,6 +355,43 @@ class Buffer:
                     found.append(StoredSegment(first, records, kind, body))
                     size += len(body)
         return found, 0
+
+    def outlines_after(
+        self, sequence: int, limit: int, sent: Mapping[int, int]
+    ) -> list[SegmentOutline]:
+        """What stands after ``sequence``, as ``segments_after`` finds it, without the bytes.
+
+        A look-up by key for each one found or in ``sent`` and each range at the hub, however long
+        the backlog is. Raises TransientError.
+        """
+        found: list[SegmentOutline] = []
+        with self._reader_used():
+            while len(found) < limit and (
+                row := self._reader.execute(
+                    "select first_sequence, records, kind from segments"
+                    " where first_sequence > ? order by first_sequence limit 1",
+                    (sequence,),
+                ).fetchone()
+            ):
+                first, records, kind = row
+                sequence = first + records - 1
+                if covered := self._covered_until(first, sequence):
+                    sequence = covered
+                elif sent.get(first, 0) < sequence:
+                    found.append(SegmentOutline(first, sequence, kind))
+        return found
+
+    def newest_start(self, segments: int) -> int:
+        """First sequence of the newest that many segments; 0: there are none sealed.
+
+        Reads that many keys from the end, whatever stands before. Raises TransientError.
+        """
+        row = self._read(
+            "select min(first_sequence) from (select first_sequence from segments"
+            " order by first_sequence desc limit ?)",
+            (segments,),
+        )
+        return int(row[0] or 0)
 
     def _covered_until(self, first: int, last: int) -> int:
         """End of the committed range that holds all of first..last, or 0."""
