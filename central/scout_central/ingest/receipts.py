@@ -46,6 +46,9 @@ class Receipts:
         with self._lock:
             for r in receipts:
                 address = (r.store_id, r.device_id, r.receipt.epoch)
+                if r.receipt.fork is not None:  # to one copy, once: it is no state of the stream
+                    self._send(address, r.receipt)
+                    continue
                 self._active.pop(address, None)
                 self._active[address] = (now, r.receipt)
                 self._forget(now)
@@ -84,7 +87,9 @@ class Receipts:
     def _send(self, address: _Address, receipt: Receipt) -> None:
         store_id, device_id, epoch = address
         payload = replace(
-            receipt, credit=self.credit(), hub_time_ms=time.time_ns() // 1_000_000
+            receipt,
+            credit=0 if receipt.fork else self.credit(),
+            hub_time_ms=time.time_ns() // 1_000_000,
         ).encode()
         if self._publish(topics.receipt(store_id, device_id, epoch), payload):
             meters.RECEIPTS.inc()
