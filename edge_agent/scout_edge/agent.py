@@ -150,9 +150,12 @@ class Agent:
             raise failures[0]
 
     async def _deliver_recovered(self) -> None:
-        """Send what was found in damaged files, beside the new data, until the hub has all."""
-        for path in recovery.waiting(self.settings.buffer.path):
-            await _deliver(self.settings, path, math.inf)
+        """Send what lies in files of old epochs, beside the new data, until the hub has all."""
+        while True:
+            self.forwarder.forked.clear()
+            for path in recovery.waiting(self.settings.buffer.path):
+                await _deliver(self.settings, path, math.inf)
+            await self.forwarder.forked.wait()
 
     def _supervise(
         self, source: Source, stop: threading.Event, fail: Callable[[BaseException], None]

@@ -122,6 +122,7 @@ def of_buffer(status: buffer.BufferStatus) -> dict[str, Any]:
         "buffer_max_bytes": status.max_bytes,
         "damaged_segments": status.damaged_segments,
         "given_up_records": status.given_up_records,
+        "forks": status.forks,
         "fenced": status.fenced,
     }
 
@@ -216,6 +217,8 @@ def facts(shown: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(("GIVEN UP", f"{records(given_up)}, each declared to the hub"))
     if files := shown.get("damaged_files"):
         found.append(("DAMAGED", f"{files} buffer files lie aside: check the storage"))
+    if forks := shown.get("forks"):
+        found.append(("COPIED", f"this buffer was copied {forks} times: is there a second box?"))
     if shown["fenced"]:
         found.append(("FENCED", "the hub holds more than this file gave: an old copy, or a twin"))
     version = shown["version"]
