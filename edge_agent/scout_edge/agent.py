@@ -224,6 +224,7 @@ class Agent:
             "damaged_files": self.forwarder.damaged_files,
             "connected": link.connected,
             "hub_answers": link.connected and self.forwarder.heard,
+            "copied": link.copied,
             "credit": link.credit,
             "in_flight_segments": link.in_flight,
             "hub_time_ms": link.hub_time_ms,

@@ -58,6 +58,8 @@ class ForwarderState:
     receipt_ms: int | None = None
     """Device's clock when that receipt came."""
     fenced: bool = False
+    copied: bool = False
+    """Since the start the hub found another copy of this buffer; this one has left its stream."""
     last_error: str = ""
 
 
@@ -366,6 +368,7 @@ class _Session:
             assert receipt.fork is not None
             self._flights.clear()
             self._cursor = 0
+            self._state.copied = True
             self._metrics.incidents.inc()
             log.error(
                 "buffer.forked",

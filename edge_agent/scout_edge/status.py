@@ -170,6 +170,14 @@ def headline(shown: dict[str, Any]) -> Headline:
                 f"the hub confirms, but {damaged} segments were damaged here: given up, declared.",
                 "replace the SD card soon, and tell the engineer on call",
             )
+        if shown.get("copied"):
+            return Headline(
+                SENDING,
+                False,
+                f"sending, {records(backlog)} to go; another box writes a copy of this card. The"
+                " data of both is kept apart, nothing is lost.",
+                "find the other box with this device's id; stop one of them, then restart this one",
+            )
         done = "everything is confirmed by the hub" if not backlog else f"{records(backlog)} to go"
         return Headline(SENDING, True, f"sending, {done}.")
     if shown["connected"]:

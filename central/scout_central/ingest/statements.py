@@ -417,6 +417,12 @@ set
     hello = greeting.hello::jsonb,
     hello_received_at = now(),
     heartbeat_seconds = greeting.interval_seconds,
+    -- A broken connection's will may come after its successor: who greets is there.
+    online = true,
+    status_changed_at = case
+        when devices.online then devices.status_changed_at
+        else now()
+    end,
     clock_skew_seconds = (greeting.device_ms - %(hub_ms)s::bigint) / 1000.0,
     last_seen_at = now()
 from unnest(
