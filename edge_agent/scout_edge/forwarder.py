@@ -24,7 +24,7 @@ from typing import NoReturn
 
 import aiomqtt
 
-from scout_edge import clock
+from scout_edge import boots, clock
 from scout_edge.buffer import Buffer, StoredSegment
 from scout_edge.config import DeviceSettings, MqttSettings
 from scout_edge.metrics import AgentMetrics
@@ -423,6 +423,7 @@ class _Session:
 
     async def _hello(self) -> Hello:
         status = await asyncio.to_thread(self._buffer.status)
+        known = await asyncio.to_thread(boots.known, self._buffer)
         return Hello(
             epoch=status.epoch,
             boot_id=clock.boot_id().hex(),
@@ -442,6 +443,7 @@ class _Session:
             recovered=self._forwarder.recovered,
             damaged_files=self._forwarder.damaged_files,
             lineage=() if self._forwarder.recovered else self._buffer.lineage,
+            boots=known,
         )
 
 

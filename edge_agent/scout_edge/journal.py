@@ -1,7 +1,8 @@
 """The tables of a buffer file, and what one transaction does to them.
 
-    meta         epoch, next_sequence, watermark, ledger versions, zone, fence
-    tail         accepted, not sealed: one row per commit, records of one kind, no sequence yet
+    meta         epoch, next_sequence, watermark, acknowledged ledger version, zone, fence
+    tail         accepted, not sealed: one row per commit, records of one kind, no sequence yet;
+                 readings stamped by a doubtful clock stand apart, with its span (kind STAMPED)
     segments     sealed: immutable wire bytes under their first sequence, with an outer CRC; a gap
                  stands in the place of segments that were given up, and only ever grows
     idempotency  keys of requests already accepted, so that a retry is answered, not stored again
@@ -76,7 +77,6 @@ create table ledger (
   version integer not null,
   primary key (day, kind)
 ) without rowid;
-create index ledger_version on ledger (version);
 create table sources (name text primary key, state text not null) without rowid;
 create table openings (
   id integer primary key,
@@ -107,6 +107,12 @@ MAX_TYPE_CHARACTERS = 64
 DELETE_SEGMENTS = 32  # per transaction: short, and possible on an almost full disk
 
 GAP_PARTS = 512  # about 5 KB once compressed: what is rewritten when a gap grows
+
+STAMPED = 0x100 | READINGS
+"""Kind of tail rows: readings that the agent stamped while nobody vouched for its clock. They are
+sealed as READINGS, in segments of their own, which say in which span of the clock they arose."""
+TAIL_KINDS = (DOCUMENTS, READINGS, STAMPED)
+"""In this order they are sealed, and so sent: sales before telemetry."""
 
 DAMAGED = "damaged"
 """Reason: the bytes changed on disk."""
@@ -165,6 +171,8 @@ class Append:
     key: str | None = None
     offset: Offset | None = None
     digest: bytes = b""
+    span: wire.Span | None = None
+    """Readings that were stamped in it. None: their times need no repair."""
 
 
 @dataclass(slots=True)
@@ -182,6 +190,8 @@ class _Tail:
     """Monotonic seconds when the oldest was accepted; -inf: in a former process."""
     stamp: _Stamp | None = None
     """Of the newest tail row, when the row was read from the file."""
+    span: wire.Span | None = None
+    """Of STAMPED: that of all its records."""
 
 
 def check_readings(readings: Sequence[Reading], known: set[str]) -> tuple[int, ...]:
@@ -255,6 +265,7 @@ class Journal:
         self._meta: dict[str, int] = {}
         self._stored_meta: dict[str, int] = {}
         self._ledger: dict[tuple[int, int], int] = {}
+        self._ledger_version = 0
         self._new_keys = 0
         self.epoch = b""
         self.lineage: tuple[Opening, ...] = ()
@@ -273,7 +284,7 @@ class Journal:
     @property
     def ledger_version(self) -> int:
         """Version of the newest change of the ledger."""
-        return self._meta["ledger_version"]
+        return self._ledger_version
 
     def create(self) -> None:
         """Make the tables and a new epoch in an empty file."""
@@ -286,7 +297,6 @@ class Journal:
             "zone": self._calendar.zone,
             "next_sequence": 1,
             "watermark": 0,
-            "ledger_version": 0,
             "ledger_acked": 0,
             "fenced": 0,
             "given_up": 0,
@@ -345,10 +355,11 @@ class Journal:
         self._meta = {"given_up": 0, "recovered": 0} | {
             key: int(value) for key, value in meta.items()
         }
+        self._meta.pop("ledger_version", None)  # of an older file
         self._stored_meta = dict(self._meta)
+        self._ledger_version = _newest(self._db)
         self._ledger = {}
-        # In this order they are sealed, and so sent: sales before telemetry.
-        self._tails = {DOCUMENTS: _Tail(), READINGS: _Tail()}
+        self._tails = {kind: _Tail() for kind in TAIL_KINDS}
         damaged: list[tuple[int, int, int]] = []
         for row_id, kind, accepted_ms, records, crc, body, *clocks in self._db.execute(
             "select id, kind, accepted_ms, records, crc, body, boot_id, clock, mono_ms from tail"
@@ -357,7 +368,8 @@ class Journal:
             if zlib.crc32(body) != crc:
                 damaged.append((row_id, kind, records))
                 continue
-            self._stage(kind, _unpack(kind, records, body), accepted_ms, -math.inf)
+            self._tails[kind].span, unpacked = _unpack(kind, records, body)
+            self._stage(kind, unpacked, accepted_ms, -math.inf)
             boot_id, state, mono_ms = clocks
             self._tails[kind].stamp = _Stamp(boot_id, state, accepted_ms, mono_ms)
         for tail in self._tails.values():
@@ -407,12 +419,23 @@ class Journal:
                 append.offset,
             )
         if records:
-            self._stage(append.kind, append.records, now_ms, time.monotonic())
-            self._tails[append.kind].stamp = None
+            kind = append.kind if append.span is None else STAMPED
+            if append.span is not None:
+                self._turn(append.span)
+            self._stage(kind, append.records, now_ms, time.monotonic())
+            self._tails[kind].stamp = None
             for day, count in append.days.items():
                 entry = day, append.kind
                 self._ledger[entry] = self._ledger.get(entry, 0) + count
         return Accepted(records, duplicate=False)
+
+    def _turn(self, span: wire.Span) -> None:
+        """What was stamped in another span is sealed before this one begins."""
+        tail = self._tails[STAMPED]
+        if tail.records and tail.span != span:
+            self._seal(STAMPED, tail, 0, len(tail.records))
+            self._restart(STAMPED, tail, [])
+        tail.span = span
 
     def _stage(self, kind: int, records: Records, accepted_ms: int, since: float) -> None:
         tail = self._tails[kind]
@@ -430,7 +453,7 @@ class Journal:
             self._seal_full(kind, tail)
             fresh = tail.records[tail.stored :]
             if fresh:
-                body = _pack(kind, fresh)
+                body = _pack(kind, fresh, tail.span)
                 now = clock.sealing(self.epoch, self._calendar.zone)
                 self._db.execute(
                     "insert into tail (kind, accepted_ms, records, crc, body, boot_id, clock,"
@@ -448,11 +471,13 @@ class Journal:
                 )
                 tail.stored = len(tail.records)
         if self._ledger:
-            version = self._meta["ledger_version"] = self._meta["ledger_version"] + 1
+            # The newest version stands in the rows and nowhere else, and no index has it: each
+            # would be one more page to write in every commit.
+            self._ledger_version += 1
             self._db.executemany(
                 "insert into ledger values (?, ?, ?, ?) on conflict (day, kind) do update"
                 " set records = records + excluded.records, version = excluded.version",
-                [(day, kind, count, version) for (day, kind), count in self._ledger.items()],
+                [(day, kind, n, self._ledger_version) for (day, kind), n in self._ledger.items()],
             )
             self._ledger = {}
         if self._new_keys >= _PRUNE_EVERY_KEYS:
@@ -521,10 +546,10 @@ class Journal:
             self._db.execute("delete from tail where kind = ?", (kind,))
         first, records = self.next_sequence, tail.records[at:end]
         sealing = self._sealing(tail.stamp)
-        if kind == READINGS:
-            readings = cast(list[Reading], records)
+        if kind != DOCUMENTS:
+            kind, readings = READINGS, cast(list[Reading], records)
             days = self._calendar.count([r[1] for r in readings])
-            body = wire.encode_readings(sealing, first, readings, days)
+            body = wire.encode_readings(sealing, first, readings, days, tail.span)
         else:
             body = wire.encode_documents(sealing, first, cast(list[Document], records))
         self._db.execute(
@@ -617,6 +642,7 @@ class Journal:
 
     def _give_up_tail(self, row_id: int, kind: int, records: int) -> None:
         """A tail row that cannot be read: its records get their sequences, in a gap."""
+        kind = READINGS if kind == STAMPED else kind
         if kind not in wire.KIND_NAMES or not 1 <= records <= wire.MAX_RECORDS:
             raise PermanentError(f"tail row {row_id} with {records} records is damaged")
         self._db.execute("delete from tail where id = ?", (row_id,))
@@ -731,13 +757,13 @@ class Journal:
         self._meta |= {
             "next_sequence": self.next_sequence - shift,
             "watermark": 0,
-            "ledger_version": 1,
             "ledger_acked": 0,
             "given_up": given_up,
             "fenced": 0,
             "forks": self._meta.get("forks", 0) + 1,
         }
         self.epoch = epoch
+        self._ledger_version = _newest(self._db)
         self._store_meta()
         self._read_lineage()
 
@@ -801,14 +827,21 @@ def _parts(gap: bytes) -> list[GivenUp]:
         return []
 
 
+def _newest(database: sqlite3.Connection) -> int:
+    """Version of the newest change of the ledger. Looks at all rows: one per day and kind."""
+    (version,) = database.execute("select coalesce(max(version), 0) from ledger").fetchone()
+    return int(version)
+
+
 def ledger_after_acked(
-    database: sqlite3.Connection, acked: int, version: int, limit: int = 2000
+    database: sqlite3.Connection, acked: int, limit: int = 2000
 ) -> tuple[int, tuple[LedgerEntry, ...]]:
     """Ledger rows changed after ``acked``, whole versions, oldest first, about ``limit`` at most.
 
     Returns:
         the version up to which they are complete, and the rows.
     """
+    version = _newest(database)
     rows = database.execute(
         "select day, kind, records, version from ledger where version > ? order by version limit ?",
         (acked, limit + 1),
@@ -839,15 +872,16 @@ def _segment_end(kind: int, records: Records, at: int) -> int:
     return end if end <= len(records) else 0
 
 
-def _pack(kind: int, records: Records) -> bytes:
+def _pack(kind: int, records: Records, span: wire.Span | None) -> bytes:
     """A tail row: the records as they came. Cheap, because most are sealed within seconds.
 
     Numbers in the machine's byte order: a tail never leaves the machine.
     """
-    if kind == READINGS:
+    if kind != DOCUMENTS:
         names, times, values = zip(*records, strict=True)
         index = {name: i for i, name in enumerate(dict.fromkeys(names))}
-        head = json.dumps(list(index)).encode()
+        known = list(index)
+        head = json.dumps(known if span is None else [span.encode(), known]).encode()
         columns = [
             array("I", [index[name] for name in names]).tobytes(),
             array("q", times).tobytes(),
@@ -860,18 +894,22 @@ def _pack(kind: int, records: Records) -> bytes:
     return b"".join([struct.pack("=I", len(head)), head, *columns])
 
 
-def _unpack(kind: int, records: int, body: bytes) -> Records:
+def _unpack(kind: int, records: int, body: bytes) -> tuple[wire.Span | None, Records]:
     (size,) = struct.unpack_from("=I", body)
     head, at = json.loads(body[4 : 4 + size]), 4 + size
-    if kind == READINGS:
+    if kind != DOCUMENTS:
+        span = None
+        if kind == STAMPED:
+            fields, head = head
+            span = wire.Span.decode(fields)
         index, times, values = array("I"), array("q"), array("d")
         for column in (index, times, values):
             end = at + records * column.itemsize
             column.frombytes(body[at:end])
             at = end
-        return [Reading(head[i], t, v) for i, t, v in zip(index, times, values, strict=True)]
+        return span, [Reading(head[i], t, v) for i, t, v in zip(index, times, values, strict=True)]
     documents = []
     for name, observed_ms, day, length in head:
         documents.append(Document(name, observed_ms, day, body[at : at + length]))
         at += length
-    return documents
+    return None, documents

@@ -40,7 +40,7 @@ from typing import Any
 from scout_edge import database, fork, journal
 from scout_edge.buffer import Buffer
 from scout_edge.database import DamagedError
-from scout_edge.journal import Journal
+from scout_edge.journal import TAIL_KINDS, Journal
 from scout_edge.pages import Pages, Row
 from scout_edge.room import Limits
 from scout_shared import logs, wire
@@ -299,7 +299,6 @@ def _rebuild(damaged: Path, target: Path, zone: str) -> Report:
             "epoch": epoch,
             "zone": _known(facts.zone) or zone,
             "next_sequence": last + 1,
-            "ledger_version": max((row[3] for row in facts.ledger), default=0) if agree else 0,
             "recovered": 1,
         }
         made.executemany("insert or replace into meta values (?, ?)", meta.items())
@@ -407,7 +406,7 @@ def _facts(pages: Pages, roots: dict[str, int]) -> _Facts:
         row = found if len(found) != 6 else (*found, bytes(16), wire.CLOCK_UNKNOWN, 0)
         if (
             _shaped(row, (object, int, int, int, int, bytes, bytes, int, int))
-            and row[1] in wire.KIND_NAMES
+            and row[1] in TAIL_KINDS
             and 1 <= row[3] <= wire.MAX_RECORDS
         ):
             facts.tail.append(row[1:])

@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from scout_shared.errors import WireError
+from scout_shared.wire import MAX_OFFSET_MS
 
 NONCE_BYTES = 8
 """Of an opening."""
+MAX_BOOTS = 64
+"""More in one hello are not read."""
 _UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 """What decoding foreign JSON may raise; the last two: Infinity, and very many brackets."""
 
@@ -121,6 +124,31 @@ class LedgerEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class BootClock:
+    """A boot in which the wall clock became known: how far it is from the monotonic one."""
+
+    boot_id: bytes
+    offset_ms: int
+    """Right wall clock (UTC) minus monotonic clock."""
+    uncertainty_ms: int
+    """By how much a time from the start of the boot may be off: the monotonic clock drifts."""
+    known_ms: int
+    """Wall clock when it became known."""
+
+    def fields(self) -> list[Any]:
+        """As JSON values."""
+        return [self.boot_id.hex(), self.offset_ms, self.uncertainty_ms, self.known_ms]
+
+    @classmethod
+    def of(cls, fields: Any) -> BootClock:
+        """From JSON values. Raises ValueError or TypeError."""
+        boot, offset_ms, uncertainty_ms, known_ms = fields
+        if abs(int(offset_ms)) > MAX_OFFSET_MS or not 0 <= int(known_ms) < MAX_OFFSET_MS:
+            raise ValueError(f"boot clock {str(fields)[:80]} cannot be")
+        return cls(_epoch(boot), int(offset_ms), _count(uncertainty_ms), int(known_ms))
+
+
+@dataclass(frozen=True, slots=True)
 class Hello:
     """A device introduces itself on connect and then every heartbeat.
 
@@ -159,6 +187,8 @@ class Hello:
     lineage: tuple[Opening, ...] = ()
     """The openings of the buffer file, newest last: tells copies of a file apart. Empty: the
     device does not say, or speaks of what nobody writes to any more."""
+    boots: tuple[BootClock, ...] = ()
+    """Boots whose clock became known, oldest first: what was stamped in them can be repaired."""
 
     def encode(self) -> bytes:
         """JSON for ``up/h``."""
@@ -182,6 +212,7 @@ class Hello:
             "recovered": self.recovered,
             "damaged_files": self.damaged_files,
             "lineage": [[nonce.hex(), first] for nonce, first in self.lineage],
+            "boots": [boot.fields() for boot in self.boots],
         }
         return json.dumps(message, separators=(",", ":")).encode()
 
@@ -212,6 +243,7 @@ class Hello:
                 recovered=bool(m.get("recovered", False)),
                 damaged_files=_count(m.get("damaged_files", 0)),
                 lineage=tuple(map(_opening, m.get("lineage", ()))),
+                boots=tuple(BootClock.of(fields) for fields in m.get("boots", ())[:MAX_BOOTS]),
             )
         except _UNREADABLE as error:
             raise WireError("bad_hello", f"hello {payload[:80]!r} cannot be read") from error

@@ -46,8 +46,8 @@ class Receipts:
         with self._lock:
             for r in receipts:
                 address = (r.store_id, r.device_id, r.receipt.epoch)
-                if r.receipt.fork is not None:  # to one copy, once: it is no state of the stream
-                    self._send(address, r.receipt)
+                if r.held or r.receipt.fork is not None:  # a word to one copy is no state either
+                    self._send(address, r.receipt, credit=0)
                     continue
                 self._active.pop(address, None)
                 self._active[address] = (now, r.receipt)
@@ -84,11 +84,11 @@ class Receipts:
         for address, (_, receipt) in self._active.items():
             self._send(address, receipt)
 
-    def _send(self, address: _Address, receipt: Receipt) -> None:
+    def _send(self, address: _Address, receipt: Receipt, credit: int | None = None) -> None:
         store_id, device_id, epoch = address
         payload = replace(
             receipt,
-            credit=0 if receipt.fork else self.credit(),
+            credit=self.credit() if credit is None else credit,
             hub_time_ms=time.time_ns() // 1_000_000,
         ).encode()
         if self._publish(topics.receipt(store_id, device_id, epoch), payload):
