@@ -162,9 +162,12 @@ class Agent:
             await asyncio.sleep(boots.LOOK_SECONDS)
 
     async def _deliver_recovered(self) -> None:
-        """Send what was found in damaged files, beside the new data, until the hub has all."""
-        for path in recovery.waiting(self.settings.buffer.path):
-            await _deliver(self.settings, path, math.inf)
+        """Send what lies in files of old epochs, beside the new data, until the hub has all."""
+        while True:
+            self.forwarder.forked.clear()
+            for path in recovery.waiting(self.settings.buffer.path):
+                await _deliver(self.settings, path, math.inf)
+            await self.forwarder.forked.wait()
 
     def _supervise(
         self, source: Source, stop: threading.Event, fail: Callable[[BaseException], None]
@@ -233,6 +236,7 @@ class Agent:
             "damaged_files": self.forwarder.damaged_files,
             "connected": link.connected,
             "hub_answers": link.connected and self.forwarder.heard,
+            "copied": link.copied,
             "credit": link.credit,
             "in_flight_segments": link.in_flight,
             "hub_time_ms": link.hub_time_ms,

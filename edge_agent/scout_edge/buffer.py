@@ -33,12 +33,12 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple, Self, TypeVar, overload
 
-from scout_edge import database, journal
+from scout_edge import database, fork, journal
 from scout_edge.journal import Accepted, Append, Journal, KeyReusedError, Offset
 from scout_edge.room import REJECT, THIN, Limits, Room
 from scout_shared import logs
 from scout_shared.errors import ConfigError, PermanentError, ScoutError, TransientError
-from scout_shared.messages import NONCE_BYTES, LedgerEntry, Opening, Receipt
+from scout_shared.messages import NONCE_BYTES, Fork, LedgerEntry, Opening, Receipt
 from scout_shared.wire import DOCUMENTS, READINGS, Document, Reading, Span
 from scout_shared.zones import BusinessCalendar
 
@@ -107,6 +107,8 @@ class BufferStatus:
     fenced: bool
     damaged_segments: int
     """Segments whose bytes changed on disk, seen since the start."""
+    forks: int
+    """How often the hub found that another copy of this file goes on with its stream."""
     given_up_records: int
     """Records that were accepted and cannot be delivered; each is declared in a gap."""
 
@@ -425,6 +427,24 @@ class Buffer:
             # A transaction per chunk: short enough for the appends that wait beside it.
             deleted = self._submit(self._journal.delete_covered)
         return moved
+
+    def leave(self, receipt: Receipt) -> bool:
+        """Take the hub's word that another copy of this file goes on with its stream; see ``fork``.
+
+        Safe to repeat. False: it is not meant for this writer, and nothing was changed.
+
+        Raises:
+            TransientError: no room, or the disk fails; nothing was changed.
+        """
+        meant = receipt.fork
+        if meant is None or meant.writer != self.nonce or receipt.epoch != self.epoch:
+            return False
+        self._submit(partial(self._leave, meant))
+        return True
+
+    def _leave(self, meant: Fork) -> None:
+        fork.leave(self._writer, self._journal, self.path, self.calendar.zone, meant)
+        self._ranges, self._given_up_to = (), 0
 
     def _receive(self, receipt: Receipt) -> tuple[int, int, bool]:
         before = self._journal.watermark
@@ -755,6 +775,7 @@ def _status(reader: sqlite3.Connection, path: Path, max_bytes: int, damaged: int
         ledger=ledger,
         fenced=bool(meta["fenced"]),
         damaged_segments=damaged,
+        forks=meta.get("forks", 0),
         given_up_records=meta.get("given_up", 0),
     )
 

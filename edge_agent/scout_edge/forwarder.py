@@ -66,6 +66,8 @@ class ForwarderState:
     receipt_ms: int | None = None
     """Device's clock when that receipt came."""
     fenced: bool = False
+    copied: bool = False
+    """Since the start the hub found another copy of this buffer; this one has left its stream."""
     last_error: str = ""
 
 
@@ -98,6 +100,8 @@ class Forwarder:
         self.state = ForwarderState()
         self.heard = False
         """The hub answered on the present connection, or on the last one."""
+        self.forked = asyncio.Event()
+        """Set: the buffer left its stream, and what it had in common with a copy lies beside it."""
         self.ask = asyncio.Event()
         """Set: a hello is sent at once."""
         self.backlog_from = -math.inf
@@ -175,7 +179,8 @@ class Forwarder:
         client = aiomqtt.Client(
             mqtt.host,
             mqtt.port,
-            identifier=f"scout-{device.store}-{device.id}{suffix}",
+            # Two boxes with one id must not throw each other out: the hub tells them apart.
+            identifier=f"scout-{device.store}-{device.id}-{self.buffer.nonce.hex()[:8]}{suffix}",
             username=device.id if mqtt.password else None,
             password=mqtt.password or None,
             protocol=aiomqtt.ProtocolVersion.V5 if v5 else aiomqtt.ProtocolVersion.V311,
@@ -355,6 +360,11 @@ class _Session:
                 continue
             if receipt.epoch != self._buffer.epoch:
                 continue
+            if receipt.fork is not None:
+                await self._leave(receipt)
+                continue
+            if not self._is_meant(receipt):
+                continue
             try:
                 moved = await asyncio.to_thread(self._buffer.apply_receipt, receipt)
             except PermanentError as error:
@@ -365,6 +375,41 @@ class _Session:
                 log.error("receipt.impossible", reason=error.message, hint=error.hint)  # noqa: TRY400
                 continue
             self._heard(receipt, moved)
+
+    def _is_meant(self, receipt: Receipt) -> bool:
+        """Whether it speaks of what this writer stored, and not of another copy's.
+
+        A hub that names no writer does not tell copies apart.
+        """
+        if not receipt.writer or self._forwarder.recovered:
+            return True
+        return receipt.writer == self._buffer.lineage[-1].nonce
+
+    async def _leave(self, receipt: Receipt) -> None:
+        """Another copy of the buffer file goes on with this stream, when it is meant for us."""
+        if self._forwarder.recovered:
+            return
+        try:
+            left = await asyncio.to_thread(self._buffer.leave, receipt)
+        except TransientError as error:
+            self._state.last_error = error.message
+            log.error("fork.postponed", reason=error.message, hint=error.hint)  # noqa: TRY400
+            return
+        if left:
+            assert receipt.fork is not None
+            self._flights.clear()
+            self._cursor = 0
+            self._state.copied = True
+            self._metrics.incidents.inc()
+            log.error(
+                "buffer.forked",
+                old_epoch=receipt.epoch.hex(),
+                epoch=self._buffer.epoch.hex(),
+                first_sequence=receipt.fork.first_sequence,
+                hint="this buffer was copied: look for a second box, a cloned card, an old image",
+            )
+            self._forwarder.forked.set()
+            self._ask.set()
 
     def _heard(self, receipt: Receipt, moved: int) -> None:
         now = self._loop.time()
@@ -430,6 +475,7 @@ class _Session:
             counters=self._metrics.counters(),
             recovered=self._forwarder.recovered,
             damaged_files=self._forwarder.damaged_files,
+            lineage=() if self._forwarder.recovered else self._buffer.lineage,
             boots=known,
         )
 

@@ -28,6 +28,7 @@ import struct
 import time
 import zlib
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
@@ -35,7 +36,7 @@ from typing import NamedTuple, cast
 from scout_edge import clock
 from scout_shared import wire
 from scout_shared.errors import PermanentError, WireError
-from scout_shared.messages import LedgerEntry, Opening, Receipt
+from scout_shared.messages import Fork, LedgerEntry, Opening, Receipt
 from scout_shared.wire import DOCUMENTS, GAP, READINGS, Document, GivenUp, Reading
 from scout_shared.zones import UNKNOWN_DAY, BusinessCalendar
 
@@ -688,6 +689,83 @@ class Journal:
             "insert into segments values (?, ?, ?, ?, ?, ?)",
             (first, records, GAP, sealing.sealed_ms, zlib.crc32(body), body),
         )
+
+    # -- leaving a stream -----------------------------------------------------------------------
+
+    def fork_point(self, fork: Fork) -> int:
+        """First sequence that leaves the stream: all records from there on are in whole segments.
+
+        Seals everything. What the watermark covers stays: the hub has it. A segment that began
+        before stays, too: its records cannot be told apart any more.
+        """
+        self.flush()
+        self.seal(0)
+        first = max(fork.first_sequence, self.watermark + 1)
+        (first,) = self._db.execute(
+            "select coalesce(max(first_sequence + records), ?1) from segments"
+            " where first_sequence < ?1 and first_sequence + records > ?1",
+            (first,),
+        ).fetchone()
+        return int(first)
+
+    def leave(self, fork: Fork, first: int) -> None:
+        """Give what was accepted from ``first`` on the fork's epoch and sequences from 1.
+
+        The records, their order, days and clocks stay; the ledger counts exactly them. Segments
+        before ``first`` are deleted: the caller has put them elsewhere. Requests that were answered
+        and places where sources read stay as they are: they are the sources' own.
+        """
+        epoch, shift = fork.epoch_after(self.epoch), first - 1
+        self._db.execute("delete from segments where first_sequence < ?", (first,))
+        rows = self._db.execute(
+            "select first_sequence from segments order by first_sequence"
+        ).fetchall()
+        ledger: Counter[tuple[int, int]] = Counter()
+        given_up = 0
+        for (old,) in rows:
+            self.give_up_damaged(old)
+        for (old,) in self._db.execute(
+            "select first_sequence from segments order by first_sequence"
+        ).fetchall():
+            kind, body = self._db.execute(
+                "select kind, body from segments where first_sequence = ?", (old,)
+            ).fetchone()
+            parts = wire.decode_gap(body) if kind == GAP else []
+            given_up += sum(part.records for part in parts)
+            for stood, days in [(part.kind, part.days) for part in parts] or [(kind, _days(body))]:
+                for day, count in days.items():
+                    ledger[day, stood] += count
+            body = wire.renamed(body, epoch, old - shift)
+            self._db.execute(
+                "update segments set first_sequence = ?, crc = ?, body = ?"
+                " where first_sequence = ?",
+                (old - shift, zlib.crc32(body), body, old),
+            )
+        self._db.execute("delete from ledger")
+        self._db.executemany(
+            "insert into ledger values (?, ?, ?, 1)",
+            [(day, kind, n) for (day, kind), n in ledger.items() if kind in wire.KIND_NAMES],
+        )
+        openings = [*self.lineage]
+        at = next((i for i, o in enumerate(openings) if o.nonce == fork.opening), -1)
+        self._db.execute("delete from openings")
+        self._db.executemany(
+            "insert into openings (nonce, first_sequence) values (?, ?)",
+            [(nonce, max(1, begun - shift)) for nonce, begun in openings[at:]],
+        )
+        self._db.execute("update meta set value = ? where key = 'epoch'", (epoch,))
+        self._meta |= {
+            "next_sequence": self.next_sequence - shift,
+            "watermark": 0,
+            "ledger_acked": 0,
+            "given_up": given_up,
+            "fenced": 0,
+            "forks": self._meta.get("forks", 0) + 1,
+        }
+        self.epoch = epoch
+        self._ledger_version = _newest(self._db)
+        self._store_meta()
+        self._read_lineage()
 
     # -- receipts -------------------------------------------------------------------------------
 

@@ -37,7 +37,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scout_edge import database, journal
+from scout_edge import database, fork, journal
 from scout_edge.buffer import Buffer
 from scout_edge.database import DamagedError
 from scout_edge.journal import TAIL_KINDS, Journal
@@ -121,9 +121,12 @@ def damaged_files(path: Path) -> list[Path]:
 def waiting(path: Path) -> list[Path]:
     """Buffers of old epochs that the hub has not confirmed yet, oldest first."""
     return [
-        recovered
-        for damaged in damaged_files(path)
-        if (recovered := recovered_name(damaged)).exists() and _report_name(damaged).exists()
+        *(
+            recovered
+            for damaged in damaged_files(path)
+            if (recovered := recovered_name(damaged)).exists() and _report_name(damaged).exists()
+        ),
+        *fork.files(path),
     ]
 
 

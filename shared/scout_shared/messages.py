@@ -5,6 +5,7 @@ Unknown fields are ignored, so that either end may be newer. Receipts flow back;
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass, field
@@ -37,6 +38,14 @@ class Fork(NamedTuple):
     """Nonce of the copy that is meant; the others take no notice."""
     first_sequence: int
     """What it holds from here on is not common to the copies: it needs an epoch of its own."""
+    opening: bytes
+    """Nonce of its first opening that is not common; names the new epoch together with the old one,
+    so that copies of this copy come to the same."""
+
+    def epoch_after(self, epoch: bytes) -> bytes:
+        """The epoch of its own, the same wherever it is computed."""
+        place = epoch + self.opening + self.first_sequence.to_bytes(8, "big")
+        return hashlib.blake2b(place, digest_size=16, person=b"scout fork").digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +88,8 @@ class Receipt:
         if self.writer:
             message["w"] = self.writer.hex()
         if self.fork is not None:
-            message["f"] = [self.fork.writer.hex(), self.fork.first_sequence]
+            writer, first, opening = self.fork
+            message["f"] = [writer.hex(), first, opening.hex()]
         return json.dumps(message, separators=(",", ":")).encode()
 
     @classmethod
@@ -95,7 +105,7 @@ class Receipt:
                 hub_time_ms=int(m.get("t", 0)),
                 ledger_version=_count(m.get("l", 0)),
                 writer=bytes.fromhex(m.get("w", "")),
-                fork=None if m.get("f") is None else Fork(*_opening(m["f"])),
+                fork=None if m.get("f") is None else _fork(m["f"]),
             )
         except _UNREADABLE as error:
             raise WireError("bad_receipt", f"receipt {payload[:80]!r} cannot be read") from error
@@ -250,6 +260,11 @@ def _count(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(f"{value!r} is not a count")
     return value
+
+
+def _fork(parts: Any) -> Fork:
+    writer, first, opening = parts
+    return Fork(*_opening((writer, first)), _opening((opening, first)).nonce)
 
 
 def _opening(pair: Any) -> Opening:

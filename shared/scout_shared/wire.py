@@ -306,6 +306,15 @@ def encode_gap(sealing: Sealing, first_sequence: int, parts: Sequence[GivenUp]) 
     return _frame(GAP, sealing, first_sequence, sum(p.records for p in parts), meta, [])
 
 
+def renamed(segment: bytes, epoch: bytes, first_sequence: int) -> bytes:
+    """The same records under another identity; the body keeps its bytes. Raises WireError."""
+    decode_header(segment)
+    fields = list(HEADER.unpack_from(segment))
+    fields[6], fields[8], fields[-1] = epoch, first_sequence, 0
+    header = HEADER.pack(*fields)[:-4]
+    return header + struct.pack("<I", zlib.crc32(header)) + segment[HEADER.size :]
+
+
 def decode_header(segment: bytes) -> SegmentHeader:
     """The header of a segment whose body need not be intact.
 

@@ -8,7 +8,7 @@ Not its job: bronze rows (``committer.py``), deciding what is bad (``isolation.p
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
@@ -251,14 +251,18 @@ def greet(
     work: Work,
     batch: Sequence[Parsed],
     streams: list[int | None],
+    refused: Collection[int],
 ) -> None:
-    """What devices say of themselves; counts and versions only ever grow."""
+    """What devices say of themselves; counts and versions only ever grow.
+
+    ``refused``: positions of hellos that are not believed.
+    """
     latest: dict[int, HelloArrival] = {}
     by_device: dict[str, HelloArrival] = {}
     versions: dict[int, int] = {}
     produced: dict[tuple[int, int, int], int] = {}
-    for item, stream_id in zip(batch, streams, strict=True):
-        if not isinstance(item, HelloArrival) or stream_id is None:
+    for position, (item, stream_id) in enumerate(zip(batch, streams, strict=True)):
+        if not isinstance(item, HelloArrival) or stream_id is None or position in refused:
             continue
         latest[stream_id] = item
         if not item.hello.recovered:
@@ -435,8 +439,8 @@ def read_receipts(
     if not wanted:
         return []
     state = {
-        stream_id: (ledger_version, list(zip(firsts, ends, strict=True)))
-        for stream_id, ledger_version, firsts, ends in connection.execute(
+        stream_id: (ledger_version, writer, list(zip(firsts, ends, strict=True)))
+        for stream_id, ledger_version, writer, firsts, ends in connection.execute(
             sql.READ_RECEIPTS, {"streams": list(wanted), "ranges": MAX_RANGES + 1}
         )
     }
@@ -445,7 +449,7 @@ def read_receipts(
         address = stream_key(item)
         if stream_id is None or address is None:
             continue
-        ledger_version, held = state[stream_id]
+        ledger_version, writer, held = state[stream_id]
         watermark = held[0][1] - 1 if held and held[0][0] <= 1 else 0
         above = held[1:] if watermark else held
         receipts[item.arrival.store_id, stream_id] = StreamReceipt(
@@ -457,6 +461,7 @@ def read_receipts(
                 ranges=tuple((first, end - 1) for first, end in above[:MAX_RANGES]),
                 hub_time_ms=received_ms,
                 ledger_version=ledger_version,
+                writer=bytes(writer or b""),
             ),
         )
     return list(receipts.values())

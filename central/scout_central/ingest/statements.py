@@ -395,6 +395,64 @@ from unnest(
 cross join lateral metadata.jsonb_error(raw) as error
 """
 
+READ_OPENINGS = """
+select
+    stream_id,
+    next_sequence,
+    array(
+        select openings.nonce from metadata.openings
+        where openings.stream_id = streams.stream_id order by openings.position
+    ) as nonces,
+    array(
+        select openings.first_sequence from metadata.openings
+        where openings.stream_id = streams.stream_id order by openings.position
+    ) as firsts
+from metadata.streams
+where stream_id = any(%(streams)s::int[])
+"""
+
+ADD_OPENINGS = """
+insert into metadata.openings (stream_id, position, nonce, first_sequence)
+select
+    stream_id,
+    position,
+    nonce,
+    first_sequence
+from unnest(
+    %(streams)s::int[], %(positions)s::int[], %(nonces)s::bytea[], %(firsts)s::bigint[]
+) as seen (stream_id, position, nonce, first_sequence)
+"""
+
+# Which buffer each device spoke for last, and which one before.
+READ_GREETED = """
+select
+    device_id,
+    hello ->> 'epoch' as epoch,
+    hello ->> 'boot' as boot,
+    hello ->> 'version' as version,
+    extract(epoch from hello_received_at)::float8 as heard_at,
+    previous_hello ->> 'epoch' as previous_epoch,
+    previous_hello ->> 'boot' as previous_boot,
+    previous_hello ->> 'version' as previous_version,
+    extract(epoch from previous_hello_at)::float8 as previous_heard_at
+from metadata.devices
+where device_id = any(%(devices)s::text[])
+"""
+
+SET_PREVIOUS = """
+update metadata.devices
+set
+    previous_hello = jsonb_build_object(
+        'epoch', seen.epoch, 'boot', seen.boot, 'version', seen.version
+    ),
+    previous_hello_at = timestamptz 'epoch' + seen.heard_at * interval '1 second'
+from unnest(
+    %(devices)s::text[], %(epochs)s::text[], %(boots)s::text[], %(versions)s::text[],
+    %(heard)s::float8[]
+) as seen (device_id, epoch, boot, version, heard_at)
+where devices.device_id = seen.device_id
+"""
+
 GREET_DEVICES = """
 update metadata.devices
 set
@@ -403,6 +461,12 @@ set
     hello = greeting.hello::jsonb,
     hello_received_at = now(),
     heartbeat_seconds = greeting.interval_seconds,
+    -- A broken connection's will may come after its successor: who greets is there.
+    online = true,
+    status_changed_at = case
+        when devices.online then devices.status_changed_at
+        else now()
+    end,
     clock_samples = sampled.clock_samples,
     clock_skew_seconds = (select max(sample) from unnest(sampled.clock_samples) as sample),
     last_seen_at = now()
@@ -510,6 +574,10 @@ READ_RECEIPTS = """
 select
     stream_id,
     ledger_version,
+    (
+        select openings.nonce from metadata.openings
+        where openings.stream_id = streams.stream_id order by openings.position desc limit 1
+    ) as writer,
     array(select lower(held) from unnest(received) as held order by 1 limit %(ranges)s) as firsts,
     array(select upper(held) from unnest(received) as held order by 1 limit %(ranges)s) as ends
 from metadata.streams
