@@ -326,6 +326,14 @@ class Device(Answer):
     """Device clock minus hub clock."""
     clock_synced: bool | None
     quarantine_open: int
+    python: str | None = None
+    """Version of Python that the agent runs on."""
+    system: str | None = None
+    """Operating system and machine."""
+    config_version: int | None = None
+    """Of the hub's settings that are in force; 0: the device's own file alone."""
+    config_wanted: int | None = None
+    """The newest version that was ordered; None: none ever was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

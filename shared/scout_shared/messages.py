@@ -115,6 +115,12 @@ class Hello:
     """Beside the device's own hello: of what a damaged buffer file held, or of an export."""
     damaged_files: int = 0
     """Damaged buffer files that lie on the device: someone must look at its storage."""
+    python: str = ""
+    """Version of Python; empty: an older agent."""
+    system: str = ""
+    """Operating system and machine, e.g. ``Linux 6.1.0 armv7l``."""
+    config_version: int = 0
+    """Of the hub's configuration that is in force; 0: none, the settings file alone."""
 
     def encode(self) -> bytes:
         """JSON for ``up/h``."""
@@ -137,6 +143,9 @@ class Hello:
             "counters": self.counters,
             "recovered": self.recovered,
             "damaged_files": self.damaged_files,
+            "python": self.python,
+            "system": self.system,
+            "config_version": self.config_version,
         }
         return json.dumps(message, separators=(",", ":")).encode()
 
@@ -166,6 +175,9 @@ class Hello:
                 counters={str(k): int(v) for k, v in m.get("counters", {}).items()},
                 recovered=bool(m.get("recovered", False)),
                 damaged_files=_count(m.get("damaged_files", 0)),
+                python=str(m.get("python", ""))[:100],
+                system=str(m.get("system", ""))[:200],
+                config_version=_count(m.get("config_version", 0)),
             )
         except _UNREADABLE as error:
             raise WireError("bad_hello", f"hello {payload[:80]!r} cannot be read") from error
