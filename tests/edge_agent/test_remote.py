@@ -47,7 +47,11 @@ def order(remote: Remote, version: int, body: str, key: bytes = KEY) -> None:
 
 
 def watch(remote: Remote, *, healthy: bool, trial_seconds: float = 5.0) -> None:
-    asyncio.run(remote.watch(lambda: healthy, healthy_seconds=0.02, trial_seconds=trial_seconds))
+    async def run() -> None:
+        async with asyncio.timeout(10):
+            await remote.watch(lambda: healthy, healthy_seconds=0.02, trial_seconds=trial_seconds)
+
+    asyncio.run(run())
 
 
 def said(remote: Remote) -> list[tuple[str, str, str]]:
