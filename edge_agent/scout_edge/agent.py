@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from scout_edge import doctor, forwarder, notify, recovery, status
+from scout_edge import forwarder, notify, recovery, status
 from scout_edge.buffer import Buffer
 from scout_edge.config import EdgeSettings
 from scout_edge.database import DamagedError
@@ -192,6 +192,8 @@ class Agent:
                 self.forwarder.seal_seconds = seconds
             left = self.buffer.status().backlog_records
             return Report("command", "", "done" if done else "failed", "", {"left_records": left})
+        from scout_edge import doctor  # late: the agent itself does not need it in memory
+
         found = await asyncio.to_thread(lambda: list(doctor.examine(self.settings)))
         failed = sum(finding.level == doctor.FAIL for finding in found)
         findings = [dataclasses.asdict(finding) for finding in found]

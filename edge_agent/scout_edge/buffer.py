@@ -407,12 +407,13 @@ class Buffer:
             group.append(more)
         return group, False
 
-    def _write(self, group: list[_Job]) -> None:
+    def _write(self, group: list[_Job], *, last_room: bool = False) -> None:
         try:
             results = self._transaction(group)
         except Exception as error:  # noqa: BLE001 - a caller waits for every job: it gets the error
-            if self._is_urgent(group, error) and self._room.let_go():
-                self._write(group)
+            if not last_room and self._is_urgent(group, error):
+                self._take_last_room()
+                self._write(group, last_room=True)
             elif len(group) > 1:
                 for job in group:
                     self._write([job])
@@ -501,7 +502,7 @@ class Buffer:
         policy = self._limits.readings_at_cap
         every = 2 if policy == THIN else 1
         used, _ = self._pages()
-        records = 0
+        records, last_room = 0, False
         self._cap(self._limits.max_bytes // database.PAGE_BYTES)
         while used > pages:
             try:
@@ -510,9 +511,12 @@ class Buffer:
                         self._given_up_to, _GIVE_UP_SEGMENTS, every=every, reason=policy
                     )
             except sqlite3.OperationalError:
-                if self._room.is_disk_full() and self._room.let_go():
-                    continue
-                raise
+                if last_room or not self._room.is_disk_full():
+                    raise
+                last_room = True
+                self._take_last_room()
+                continue
+            last_room = False
             if not given_up and not self._given_up_to:
                 break
             records += given_up
@@ -521,6 +525,16 @@ class Buffer:
         if records:
             log.warning("readings.given_up", records=records, policy=policy)
         return used
+
+    def _take_last_room(self) -> None:
+        """On a full disk: the ballast, and what the WAL has grown to since it was last emptied.
+
+        Appends may have used the ballast's bytes for the WAL: without emptying it, nothing that
+        makes room could be written any more.
+        """
+        self._room.let_go()
+        with contextlib.suppress(sqlite3.OperationalError):  # then the write says it
+            self._writer.execute("pragma wal_checkpoint(truncate)").fetchone()
 
     def _is_urgent(self, group: list[_Job], error: Exception) -> bool:
         """Whether the disk is full and this is what makes room: never an append."""
@@ -627,9 +641,7 @@ def _status(reader: sqlite3.Connection, path: Path, max_bytes: int, damaged: int
             " order by first_sequence limit 1",
             (meta["watermark"],),
         ).fetchone()
-        version, ledger = journal.ledger_after_acked(
-            reader, meta["ledger_acked"], meta["ledger_version"]
-        )
+        version, ledger = journal.ledger_after_acked(reader, meta["ledger_acked"])
     finally:
         reader.execute("commit")
     times = [ms for ms in (unsealed_ms, *(sealed_ms or ())) if ms is not None]

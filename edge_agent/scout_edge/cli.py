@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scout_edge import agent, buffer_cli, config, doctor, enrolment, identity, notify
+from scout_edge import agent, buffer_cli, config, identity, notify
 from scout_edge import status as statuses
 from scout_edge.remote import Remote
 from scout_shared import __version__, logs, program
@@ -220,6 +220,9 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _enrol(args: argparse.Namespace) -> int:
+    from scout_edge import enrolment  # late: as the doctor
+
+
     document = settings_file.read(args.config)
     done = enrolment.enrol(
         config.buffer_path(document),
@@ -275,6 +278,8 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
+    from scout_edge import doctor  # late: the agent itself does not need it in memory
+
     settings = _load(args)
     found = []
     for finding in doctor.examine(settings, seconds=args.seconds):

@@ -1,6 +1,6 @@
 """The tables of a buffer file, and what one transaction does to them.
 
-    meta         epoch, next_sequence, watermark, ledger versions, zone, fence
+    meta         epoch, next_sequence, watermark, acknowledged ledger version, zone, fence
     tail         accepted, not sealed: one row per commit, records of one kind, no sequence yet
     segments     sealed: immutable wire bytes under their first sequence, with an outer CRC; a gap
                  stands in the place of segments that were given up, and only ever grows
@@ -71,7 +71,6 @@ create table ledger (
   version integer not null,
   primary key (day, kind)
 ) without rowid;
-create index ledger_version on ledger (version);
 create table sources (name text primary key, state text not null) without rowid;
 """
 
@@ -217,6 +216,7 @@ class Journal:
         self._meta: dict[str, int] = {}
         self._stored_meta: dict[str, int] = {}
         self._ledger: dict[tuple[int, int], int] = {}
+        self._ledger_version = 0
         self._new_keys = 0
         self.epoch = b""
 
@@ -233,7 +233,7 @@ class Journal:
     @property
     def ledger_version(self) -> int:
         """Version of the newest change of the ledger."""
-        return self._meta["ledger_version"]
+        return self._ledger_version
 
     def create(self) -> None:
         """Make the tables and a new epoch in an empty file."""
@@ -246,7 +246,6 @@ class Journal:
             "zone": self._calendar.zone,
             "next_sequence": 1,
             "watermark": 0,
-            "ledger_version": 0,
             "ledger_acked": 0,
             "fenced": 0,
             "given_up": 0,
@@ -262,7 +261,9 @@ class Journal:
         self._meta = {"given_up": 0, "recovered": 0} | {
             key: int(value) for key, value in meta.items()
         }
+        self._meta.pop("ledger_version", None)  # of an older file
         self._stored_meta = dict(self._meta)
+        self._ledger_version = _newest(self._db)
         self._ledger = {}
         # In this order they are sealed, and so sent: sales before telemetry.
         self._tails = {DOCUMENTS: _Tail(), READINGS: _Tail()}
@@ -350,11 +351,13 @@ class Journal:
                 )
                 tail.stored = len(tail.records)
         if self._ledger:
-            version = self._meta["ledger_version"] = self._meta["ledger_version"] + 1
+            # The newest version stands in the rows and nowhere else, and no index has it: each
+            # would be one more page to write in every commit.
+            self._ledger_version += 1
             self._db.executemany(
                 "insert into ledger values (?, ?, ?, ?) on conflict (day, kind) do update"
                 " set records = records + excluded.records, version = excluded.version",
-                [(day, kind, count, version) for (day, kind), count in self._ledger.items()],
+                [(day, kind, n, self._ledger_version) for (day, kind), n in self._ledger.items()],
             )
             self._ledger = {}
         if self._new_keys >= _PRUNE_EVERY_KEYS:
@@ -612,14 +615,21 @@ def _parts(gap: bytes) -> list[GivenUp]:
         return []
 
 
+def _newest(database: sqlite3.Connection) -> int:
+    """Version of the newest change of the ledger. Looks at all rows: one per day and kind."""
+    (version,) = database.execute("select coalesce(max(version), 0) from ledger").fetchone()
+    return int(version)
+
+
 def ledger_after_acked(
-    database: sqlite3.Connection, acked: int, version: int, limit: int = 2000
+    database: sqlite3.Connection, acked: int, limit: int = 2000
 ) -> tuple[int, tuple[LedgerEntry, ...]]:
     """Ledger rows changed after ``acked``, whole versions, oldest first, about ``limit`` at most.
 
     Returns:
         the version up to which they are complete, and the rows.
     """
+    version = _newest(database)
     rows = database.execute(
         "select day, kind, records, version from ledger where version > ? order by version limit ?",
         (acked, limit + 1),

@@ -295,7 +295,6 @@ def _rebuild(damaged: Path, target: Path, zone: str) -> Report:
             "epoch": epoch,
             "zone": _known(facts.zone) or zone,
             "next_sequence": last + 1,
-            "ledger_version": max((row[3] for row in facts.ledger), default=0) if agree else 0,
             "recovered": 1,
         }
         made.executemany("insert or replace into meta values (?, ?)", meta.items())
