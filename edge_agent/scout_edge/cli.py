@@ -222,7 +222,6 @@ def _run(args: argparse.Namespace) -> int:
 def _enrol(args: argparse.Namespace) -> int:
     from scout_edge import enrolment  # late: as the doctor
 
-
     document = settings_file.read(args.config)
     done = enrolment.enrol(
         config.buffer_path(document),
