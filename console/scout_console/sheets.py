@@ -114,6 +114,18 @@ def _since(moment: dt.datetime | None, now: dt.datetime, clock: Clock) -> Said:
     return Said(clock.moment(moment, now), note=clock.full(moment))
 
 
+def _happened(reading: answers.LatestReading, now: dt.datetime, clock: Clock) -> Said:
+    """When it happened, and where that time is from unless it was simply observed."""
+    if reading.happened_at is None:
+        stamped = clock.full(reading.observed_at)
+        return Said("clock not known", Tone.WARN, note=f"stamped {stamped} by a doubtful clock")
+    said = _since(reading.happened_at, now, clock)
+    if reading.time_provenance == "observed":
+        return said
+    stamped = clock.full(reading.observed_at)
+    return Said(f"{said.text}, {reading.time_provenance}", note=f"stamped {stamped}")
+
+
 # --- fleet
 
 
@@ -312,7 +324,7 @@ def readings(detail: answers.DeviceDetail, clock: Clock, now: dt.datetime) -> Sh
                 (
                     Said(printable(r.metric)),
                     Said(figure(r.value), Tone.QUIET if told else Tone.PLAIN),
-                    _since(r.observed_at, now, clock),
+                    _happened(r, now, clock),
                     Said(
                         clock.ago(r.received_at, now),
                         Tone.QUIET if told else Tone.PLAIN,

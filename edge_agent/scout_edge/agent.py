@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from scout_edge import forwarder, notify, recovery, status
+from scout_edge import boots, forwarder, notify, recovery, status
 from scout_edge.buffer import Buffer
 from scout_edge.config import EdgeSettings
 from scout_edge.database import DamagedError
@@ -131,6 +131,7 @@ class Agent:
             epoch=self.buffer.epoch.hex(),
             next_sequence=self.buffer.next_sequence,
         )
+        timing = asyncio.create_task(self._watch_clock(), name="clock")
         manager.say(notify.READY)
         watching = asyncio.create_task(
             notify.watch(manager, functools.partial(self.alive, threads)), name="watchdog"
@@ -151,7 +152,10 @@ class Agent:
             tasks.cancel()
             watching.cancel()
             recovering.cancel()
-            ended = await asyncio.gather(watching, recovering, return_exceptions=True)
+            timing.cancel()
+            ended = await asyncio.gather(
+                tasks, watching, recovering, timing, return_exceptions=True
+            )
             # A defect in them must be seen, and stop nothing else.
             failures += [error for error in ended if isinstance(error, Exception)]
             await forwarder.stopped(forwarding)
@@ -177,6 +181,9 @@ class Agent:
             stop.set()
         finally:
             watching.cancel()
+            (ended,) = await asyncio.gather(watching, return_exceptions=True)
+            if isinstance(ended, Exception):
+                raise ended
 
     def _healthy(self) -> bool:
         """Receipts flow: everything from the sources to the hub's database goes on."""
@@ -199,6 +206,16 @@ class Agent:
         findings = [dataclasses.asdict(finding) for finding in found]
         result = {"failed": failed, "findings": findings, "status": self.status()}
         return Report("command", "", "done", f"{failed} failed", result)
+
+    async def _watch_clock(self) -> None:
+        """Look at the clocks every LOOK_SECONDS: jumps, and when the right time becomes known."""
+        watch = boots.ClockWatch(self.buffer, self.metrics.clock_jumps.inc)
+        while True:
+            try:
+                await asyncio.to_thread(watch.look)
+            except TransientError as error:
+                log.warning("clock.not_kept", reason=error.message)
+            await asyncio.sleep(boots.LOOK_SECONDS)
 
     async def _deliver_recovered(self) -> None:
         """Send what was found in damaged files, beside the new data, until the hub has all."""

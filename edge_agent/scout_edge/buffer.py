@@ -19,6 +19,7 @@ Not its job: what a record means, when to send, retries.
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import sqlite3
 import threading
@@ -37,8 +38,8 @@ from scout_edge.journal import Accepted, Append, Journal, KeyReusedError, Offset
 from scout_edge.room import REJECT, THIN, Limits, Room
 from scout_shared import logs
 from scout_shared.errors import ConfigError, PermanentError, ScoutError, TransientError
-from scout_shared.messages import LedgerEntry, Receipt
-from scout_shared.wire import DOCUMENTS, READINGS, Document, Reading
+from scout_shared.messages import NONCE_BYTES, LedgerEntry, Opening, Receipt
+from scout_shared.wire import DOCUMENTS, READINGS, Document, Reading, Span
 from scout_shared.zones import BusinessCalendar
 
 __all__ = [
@@ -143,6 +144,9 @@ class Buffer:
         self._stale = False  # a transaction failed: the journal is ahead of the file
         self._freed = False  # segments were deleted since the last look at the file's size
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self.nonce = os.urandom(NONCE_BYTES)
+        """Tells this writer from one of a copy of the file."""
+        self._settled = False
         self._closing = threading.Lock()
         self._closed = False
         self._reading = threading.Lock()
@@ -152,6 +156,7 @@ class Buffer:
             self._journal = Journal(self._writer, zone)
             with database.kept(path):
                 self._load()
+                self._open()
             database.note_made(path)
             self._reader = stack.enter_context(contextlib.closing(database.open_reader(path)))
             self._resources = stack.pop_all()
@@ -186,13 +191,19 @@ class Buffer:
     # -- for sources ----------------------------------------------------------------------------
 
     def append_readings(
-        self, readings: Sequence[Reading], *, offset: Offset | None = None
+        self,
+        readings: Sequence[Reading],
+        *,
+        offset: Offset | None = None,
+        span: Span | None = None,
     ) -> Accepted:
         """Store readings, all or none; returns when they are durable.
 
         Args:
             readings: in the order in which they were observed.
             offset: where the source goes on; committed with the readings.
+            span: the agent itself stamped them, by a clock that nobody vouched for
+                (``clock.stamp``). The mark goes with them to the hub.
 
         Raises:
             PermanentError: a reading cannot be stored; none was.
@@ -200,7 +211,7 @@ class Buffer:
         """
         times = journal.check_readings(readings, self._metrics_known) if readings else ()
         days = self.calendar.count(times)
-        return self._submit(Append(READINGS, readings, days, offset=offset))
+        return self._submit(Append(READINGS, readings, days, offset=offset, span=span))
 
     def append_documents(
         self,
@@ -262,6 +273,11 @@ class Buffer:
     def watermark(self) -> int:
         """All sequences up to this are at the hub."""
         return self._watermark
+
+    @property
+    def lineage(self) -> tuple[Opening, ...]:
+        """Who wrote this file, newest last; that is this writer, unless the disk is full."""
+        return self._lineage
 
     def unsealed_seconds(self) -> float:
         """Age of the oldest unsealed record; 0 when there is none."""
@@ -429,6 +445,7 @@ class Buffer:
     def _transaction(self, group: list[_Job]) -> list[Any]:
         """Do a group's work and commit. Raises what SQLite raises; then nothing was done."""
         refused = self._make_room(group)
+        self._settle()
         with self._committed():
             results = [self._work(job.work, refused) for job in group]
             self._journal.flush()
@@ -556,15 +573,38 @@ class Buffer:
 
     def _load(self) -> None:
         self._writer.execute("begin immediate")
-        if not self._writer.execute("pragma user_version").fetchone()[0]:
+        (version,) = self._writer.execute("pragma user_version").fetchone()
+        if not version:
             self._journal.create()
+        else:
+            self._journal.upgrade(version)
         self._journal.load()
         self._writer.execute("commit")
+
+    def _open(self) -> None:
+        """Begin this writer's part of the file, now or, on a full disk, before the first change."""
+        try:
+            self._settle()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL:
+                raise
+            if self._room.let_go():
+                self._open()
+                return
+            log.warning("opening.postponed", path=str(self.path), reason=str(error))
+
+    def _settle(self) -> None:
+        """Nothing of this writer stands in the file before its opening does."""
+        if not self._settled:
+            with self._committed():
+                self._journal.open_as(self.nonce)
+            self._settled = True
 
     def _publish(self) -> None:
         """What other threads may know of the journal: only what is committed."""
         self._next_sequence = self._journal.next_sequence
         self._watermark = self._journal.watermark
+        self._lineage = self._journal.lineage
         self._unsealed_since = self._journal.unsealed_since()
 
     def _shrink(self) -> None:

@@ -25,7 +25,7 @@ from typing import NoReturn
 
 import aiomqtt
 
-from scout_edge import clock
+from scout_edge import boots, clock
 from scout_edge.buffer import Buffer, StoredSegment
 from scout_edge.config import DeviceSettings, MqttSettings
 from scout_edge.metrics import AgentMetrics
@@ -405,6 +405,7 @@ class _Session:
 
     async def _hello(self) -> Hello:
         status = await asyncio.to_thread(self._buffer.status)
+        known = await asyncio.to_thread(boots.known, self._buffer)
         return Hello(
             epoch=status.epoch,
             boot_id=clock.boot_id().hex(),
@@ -426,6 +427,7 @@ class _Session:
             python=platform.python_version(),
             system=f"{platform.system()} {platform.release()} {platform.machine()}",
             config_version=self._forwarder.orders.version if self._forwarder.orders else 0,
+            boots=known,
         )
 
 

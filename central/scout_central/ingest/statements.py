@@ -222,6 +222,24 @@ from unnest(
 on conflict (stream_id, first_sequence) do nothing
 """
 
+INSERT_SPANS = """
+insert into metadata.stamped_spans (
+    stream_id, first_sequence, records, boot_id, clock, offset_ms
+)
+select
+    stream_id,
+    first_sequence,
+    records,
+    boot_id,
+    clock,
+    offset_ms
+from unnest(
+    %(streams)s::int[], %(firsts)s::bigint[], %(records)s::int[], %(boots)s::bytea[],
+    %(clocks)s::smallint[], %(offsets)s::bigint[]
+) as seen (stream_id, first_sequence, records, boot_id, clock, offset_ms)
+on conflict (stream_id, first_sequence) do nothing
+"""
+
 # How much of each part of a gap the hub holds: only the rest is given up.
 HELD = """
 select coalesce((
@@ -385,13 +403,64 @@ set
     hello = greeting.hello::jsonb,
     hello_received_at = now(),
     heartbeat_seconds = greeting.interval_seconds,
-    clock_skew_seconds = (greeting.device_ms - %(hub_ms)s::bigint) / 1000.0,
+    clock_samples = sampled.clock_samples,
+    clock_skew_seconds = (select max(sample) from unnest(sampled.clock_samples) as sample),
     last_seen_at = now()
 from unnest(
     %(devices)s::text[], %(zones)s::text[], %(versions)s::text[], %(hellos)s::text[],
     %(intervals)s::float8[], %(device_ms)s::bigint[]
 ) as greeting (device_id, zone, version, hello, interval_seconds, device_ms)
+inner join metadata.devices as before
+    on greeting.device_id = before.device_id
+-- Of one boot, between two jumps, the clock runs on: what differs is the delay.
+cross join lateral (
+    select
+        (
+            case
+                when before.hello -> 'boot' = greeting.hello::jsonb -> 'boot'
+                    and before.hello #> '{counters,clock_jumps}'
+                    is not distinct from greeting.hello::jsonb #> '{counters,clock_jumps}'
+                    then before.clock_samples[
+                        greatest(cardinality(before.clock_samples) - 6, 1):
+                    ]
+                else '{}'
+            end
+        ) || ((greeting.device_ms - %(hub_ms)s::bigint) / 1000.0)::float8 as clock_samples
+) as sampled
 where devices.device_id = greeting.device_id
+returning
+    devices.device_id,
+    devices.clock_skew_seconds,
+    cardinality(devices.clock_samples)
+"""
+
+LEARN_BOOTS = """
+insert into metadata.boot_clocks as known (
+    device_id, boot_id, store_id, offset_ms, uncertainty_ms, known_at
+)
+select
+    learned.device_id,
+    learned.boot_id,
+    devices.store_id,
+    learned.offset_ms,
+    learned.uncertainty_ms,
+    timestamptz 'epoch' + learned.known_ms * interval '1 millisecond'
+from unnest(
+    %(devices)s::text[], %(boots)s::bytea[], %(offsets)s::bigint[], %(uncertainties)s::bigint[],
+    %(known)s::bigint[]
+) as learned (device_id, boot_id, offset_ms, uncertainty_ms, known_ms)
+inner join metadata.devices
+    on learned.device_id = devices.device_id
+order by
+    learned.device_id,
+    learned.boot_id
+on conflict (device_id, boot_id)
+do update set
+    offset_ms = excluded.offset_ms,
+    uncertainty_ms = excluded.uncertainty_ms,
+    known_at = excluded.known_at,
+    told_at = now()
+where excluded.known_at > known.known_at
 """
 
 GREET_STREAMS = """

@@ -147,8 +147,12 @@ class _Topic:
             return None
         return self._pattern.fullmatch(topic)
 
-    def readings(self, match: re.Match[str], message: paho.MQTTMessage) -> list[Reading]:
-        """Raises PermanentError: it is not what the settings say, or of unknown age."""
+    def readings(
+        self, match: re.Match[str], message: paho.MQTTMessage, now_ms: int
+    ) -> list[Reading]:
+        """``now_ms``: for a message that need not carry its time.
+
+        Raises PermanentError: it is not what the settings say, or of unknown age."""
         try:
             text = bytes(message.payload).decode("utf-8")
         except UnicodeDecodeError as error:
@@ -162,7 +166,7 @@ class _Topic:
         elif message.retain:
             raise PermanentError("a retained message without a time")
         else:
-            instant_ms = clock.wall_ms()
+            instant_ms = now_ms
         made = []
         for path, template in self._templates.items():
             known = number(path or "the payload", find(value, path))
@@ -224,9 +228,10 @@ class MqttSource:
         """Append what arrived, then acknowledge it."""
         readings: list[Reading] = []
         state: dict[str, int] = self._latest()
+        now = clock.stamp()
         for message in self._arrived:
             try:
-                readings += self._read(message, state)
+                readings += self._read(message, state, now.wall_ms)
             except PermanentError as error:
                 self._outlet.unreadable(
                     error.message,
@@ -234,18 +239,21 @@ class MqttSource:
                     payload=message.payload[:100].decode("utf-8", "replace"),
                 )
         keep = json.dumps(state) if state else None
-        self._outlet.append_readings(readings, state=keep)
+        span = None if self._settings.timed else now.span
+        self._outlet.append_readings(readings, state=keep, span=span)
         for message in self._arrived:
             if message.qos:
                 client.ack(message.mid, message.qos)
         self._arrived = []
 
-    def _read(self, message: paho.MQTTMessage, latest: dict[str, int]) -> list[Reading]:
+    def _read(
+        self, message: paho.MQTTMessage, latest: dict[str, int], now_ms: int
+    ) -> list[Reading]:
         for topic in self._topics:
             match = topic.fits(message.topic)
             if match is None:
                 continue
-            made = topic.readings(match, message)
+            made = topic.readings(match, message, now_ms)
             if topic.time_path:
                 if message.retain:  # comes with each connection: taken when it is new
                     made = [r for r in made if r.observed_ms > latest.get(r.metric, -(1 << 62))]
