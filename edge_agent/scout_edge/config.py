@@ -143,6 +143,22 @@ class SystemSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class RemoteSettings:
+    """What the hub may order; only an enrolled device has the key to know its orders by."""
+
+    enabled: bool = True
+    """Whether its orders are obeyed. Default true."""
+    healthy_seconds: float = 10.0
+    """Receipts must flow so long before new settings are kept. Default 10."""
+    trial_seconds: float = 180.0
+    """Within this time; else the last good settings come back. Default 180."""
+
+    def __post_init__(self) -> None:
+        settings.check_seconds("healthy_seconds", self.healthy_seconds, 0.1)
+        settings.check_seconds("trial_seconds", self.trial_seconds, 0.1)
+
+
+@dataclass(frozen=True, slots=True)
 class LogSettings:
     """Log lines on stderr."""
 
@@ -166,6 +182,8 @@ class EdgeSettings:
     """The local door."""
     system: SystemSettings = field(default_factory=SystemSettings)
     """Telemetry of this machine."""
+    remote: RemoteSettings = field(default_factory=RemoteSettings)
+    """The hub's orders."""
     log: LogSettings = field(default_factory=LogSettings)
     """Log lines."""
     sources: Mapping[str, SourceSettings] = field(

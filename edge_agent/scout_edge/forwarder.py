@@ -25,6 +25,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import platform
 import random
 import ssl
 from collections.abc import AsyncIterator
@@ -37,6 +38,7 @@ from scout_edge import boots, clock
 from scout_edge.buffer import Buffer, StoredSegment
 from scout_edge.config import DeviceSettings, MqttSettings
 from scout_edge.metrics import AgentMetrics
+from scout_edge.remote import Remote
 from scout_edge.schedule import Flight, Schedule
 from scout_shared import __version__, logs, topics
 from scout_shared.errors import ConfigError, PermanentError, TransientError, WireError
@@ -88,6 +90,7 @@ class Forwarder:
         seal_seconds: float,
         recovered: bool = False,
         damaged_files: int = 0,
+        orders: Remote | None = None,
     ) -> None:
         self.buffer = buffer
         self.metrics = measured
@@ -97,6 +100,8 @@ class Forwarder:
         self.recovered = recovered
         """This is the second way to the hub, for what a damaged file held: it is not the device."""
         self.damaged_files = damaged_files
+        self.orders = orders
+        """Who takes the hub's orders, and reports what became of them."""
         self.state = ForwarderState()
         self.heard = False
         """The hub answered on the present connection, or on the last one."""
@@ -241,6 +246,9 @@ class _Session:
         device = self._forwarder.device
         # Before anything is sent: the answer must find us listening.
         await self._client.subscribe(topics.receipts(device.store, device.id), qos=1)
+        if self._forwarder.orders is not None:
+            for channel in (topics.CONFIG, topics.COMMAND):
+                await self._client.subscribe(topics.order(device.store, device.id, channel), qos=1)
         if not self._forwarder.recovered:
             online = status_message(True, clock.boot_id().hex(), clock.wall_ms())
             await self._publish_up(topics.STATUS, online, retain=True)
@@ -252,6 +260,9 @@ class _Session:
             self._tasks.create_task(self._send(), name="segments")
             self._tasks.create_task(self._heartbeat(), name="heartbeat")
             self._tasks.create_task(self._listen(), name="silence")
+            if self._forwarder.orders is not None:
+                reporting = self._report(self._forwarder.orders)
+                self._tasks.create_task(reporting, name="reports")
             try:
                 await asyncio.Event().wait()
             finally:
@@ -260,6 +271,16 @@ class _Session:
                 self._ending = True
                 self._wake.set()
                 self._ask.set()
+                if self._forwarder.orders is not None:
+                    self._forwarder.orders.news.set()
+
+    async def _report(self, orders: Remote) -> None:
+        orders.connected()
+        while not self._ending:
+            await orders.news.wait()
+            for report in orders.waiting():
+                await self._publish_up(topics.REPORT, report.encode())
+                await orders.said(report)
 
     async def _publish_up(self, channel: str, payload: bytes, *, retain: bool = False) -> None:
         device = self._forwarder.device
@@ -352,6 +373,12 @@ class _Session:
     async def _receive(self) -> None:
         async for message in self._client.messages:
             self._alive_at = self._loop.time()
+            orders = self._forwarder.orders
+            if orders is not None and not message.topic.matches(f"{topics.PREFIX}/+/+/dn/ack/+"):
+                name = f"order-{message.topic.value.rpartition('/')[2]}"
+                taking = orders.take(message.topic.value, bytes(message.payload))
+                self._tasks.create_task(taking, name=name)
+                continue
             try:
                 assert isinstance(message.payload, bytes)
                 receipt = Receipt.decode(message.payload)
@@ -476,6 +503,9 @@ class _Session:
             recovered=self._forwarder.recovered,
             damaged_files=self._forwarder.damaged_files,
             lineage=() if self._forwarder.recovered else self._buffer.lineage,
+            python=platform.python_version(),
+            system=f"{platform.system()} {platform.release()} {platform.machine()}",
+            config_version=self._forwarder.orders.version if self._forwarder.orders else 0,
             boots=known,
         )
 

@@ -330,6 +330,14 @@ class Device(Answer):
     """Accepted by the device and declared as lost; those that came after all are not counted."""
     damaged_files: int | None
     """Damaged buffer files that lie on the device; None: it never said."""
+    python: str | None = None
+    """Version of Python that the agent runs on."""
+    system: str | None = None
+    """Operating system and machine."""
+    config_version: int | None = None
+    """Of the hub's settings that are in force; 0: the device's own file alone."""
+    config_wanted: int | None = None
+    """The newest version that was ordered; None: none ever was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

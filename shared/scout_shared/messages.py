@@ -184,6 +184,12 @@ class Hello:
     """Beside the device's own hello: of what a damaged buffer file held, or of an export."""
     damaged_files: int = 0
     """Damaged buffer files that lie on the device: someone must look at its storage."""
+    python: str = ""
+    """Version of Python; empty: an older agent."""
+    system: str = ""
+    """Operating system and machine, e.g. ``Linux 6.1.0 armv7l``."""
+    config_version: int = 0
+    """Of the hub's configuration that is in force; 0: none, the settings file alone."""
     lineage: tuple[Opening, ...] = ()
     """The openings of the buffer file, newest last: tells copies of a file apart. Empty: the
     device does not say, or speaks of what nobody writes to any more."""
@@ -211,6 +217,9 @@ class Hello:
             "counters": self.counters,
             "recovered": self.recovered,
             "damaged_files": self.damaged_files,
+            "python": self.python,
+            "system": self.system,
+            "config_version": self.config_version,
             "lineage": [[nonce.hex(), first] for nonce, first in self.lineage],
             "boots": [boot.fields() for boot in self.boots],
         }
@@ -242,6 +251,9 @@ class Hello:
                 counters={str(k): int(v) for k, v in m.get("counters", {}).items()},
                 recovered=bool(m.get("recovered", False)),
                 damaged_files=_count(m.get("damaged_files", 0)),
+                python=str(m.get("python", ""))[:100],
+                system=str(m.get("system", ""))[:200],
+                config_version=_count(m.get("config_version", 0)),
                 lineage=tuple(map(_opening, m.get("lineage", ()))),
                 boots=tuple(BootClock.of(fields) for fields in m.get("boots", ())[:MAX_BOOTS]),
             )

@@ -22,7 +22,7 @@ def test_the_sample_is_right_and_shows_the_defaults(tmp_path: Path) -> None:
     text = re.sub(r"(?m)^# (?=(id|store|zone|host|port|tls) = )", "", SAMPLE.read_text())
     sample = load(tmp_path, text)
     defaults = load(tmp_path, DEVICE)
-    for section in ("buffer", "mqtt", "http", "system"):
+    for section in ("buffer", "mqtt", "http", "system", "remote"):
         assert getattr(sample, section) == getattr(defaults, section), section
     sections = tomllib.loads(SAMPLE.read_text())
     assert sections.keys() == {field.name for field in dataclasses.fields(sample)}
