@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scout_edge.privacy import PrivacySettings
 from scout_edge.room import Limits
 from scout_edge.sources import registry
 from scout_edge.sources.registry import SourceSettings
@@ -149,6 +150,8 @@ class EdgeSettings:
     """The local door."""
     system: SystemSettings = field(default_factory=SystemSettings)
     """Telemetry of this machine."""
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
+    """What is personal, and what is done with it before it is stored."""
     log: LogSettings = field(default_factory=LogSettings)
     """Log lines."""
     sources: Mapping[str, SourceSettings] = field(
