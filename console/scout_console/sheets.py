@@ -229,7 +229,14 @@ def device_facts(
         ("Store zone", _text(d.zone)),
         ("Agent version", cells["Version"]),
         ("Quarantine", cells["Quarantine"]),
+        ("Given up", _alarming(d.given_up_records)),
+        ("Damaged files", aged(_alarming(d.damaged_files), told_age, stale=told)),
     )
+
+
+def _alarming(number: int | None) -> Said:
+    """A count that should be 0."""
+    return Said(count(number), Tone.BAD) if number else counted(number)
 
 
 def streams(detail: answers.DeviceDetail, clock: Clock, now: dt.datetime) -> Sheet:
@@ -261,6 +268,44 @@ def streams(detail: answers.DeviceDetail, clock: Clock, now: dt.datetime) -> She
         ),
         nothing="This device has not sent a record yet.",
     )
+
+
+def gaps(detail: answers.DeviceDetail, clock: Clock, now: dt.datetime) -> Sheet:
+    """One line per range of records that a device gave up, the newest first."""
+    return Sheet(
+        columns=(
+            Column("Given up", numeric=True),
+            Column("Records"),
+            Column("Why"),
+            Column("Declared"),
+            Column("Came after all", 2),
+            Column("From sequence", 2, numeric=True),
+        ),
+        lines=tuple(
+            Line(
+                f"{gap.stream_id}/{gap.first_sequence}/{gap.records}",
+                (
+                    counted(gap.records)
+                    if gap.closed_at
+                    else Said(count(gap.records), Tone.BAD, note="not here"),
+                    Said(printable(gap.kind)),
+                    Said(_REASONS.get(gap.reason, printable(gap.reason)), note=gap.reason),
+                    _since(gap.declared_at, now, clock),
+                    Said("no") if gap.closed_at is None else _since(gap.closed_at, now, clock),
+                    counted(gap.first_sequence),
+                ),
+            )
+            for gap in detail.gaps
+        ),
+        nothing="This device has given up nothing.",
+    )
+
+
+_REASONS = {
+    "damaged": "its storage was damaged",
+    "thin": "buffer full, readings thinned",
+    "drop_oldest": "buffer full, oldest dropped",
+}
 
 
 def readings(detail: answers.DeviceDetail, clock: Clock, now: dt.datetime) -> Sheet:

@@ -19,6 +19,7 @@ Not its job: what a record means, when to send, retries.
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import sqlite3
 import threading
@@ -38,7 +39,7 @@ from scout_edge.privacy import Privacy
 from scout_edge.room import REJECT, THIN, Limits, Room
 from scout_shared import logs
 from scout_shared.errors import ConfigError, PermanentError, ScoutError, TransientError
-from scout_shared.messages import LedgerEntry, Receipt
+from scout_shared.messages import NONCE_BYTES, LedgerEntry, Opening, Receipt
 from scout_shared.wire import DOCUMENTS, READINGS, Document, Reading, Span
 from scout_shared.zones import BusinessCalendar
 
@@ -147,6 +148,9 @@ class Buffer:
         self._stale = False  # a transaction failed: the journal is ahead of the file
         self._freed = False  # segments were deleted since the last look at the file's size
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self.nonce = os.urandom(NONCE_BYTES)
+        """Tells this writer from one of a copy of the file."""
+        self._settled = False
         self._closing = threading.Lock()
         self._closed = False
         self._reading = threading.Lock()
@@ -156,6 +160,7 @@ class Buffer:
             self._journal = Journal(self._writer, zone)
             with database.kept(path):
                 self._load()
+                self._open()
             database.note_made(path)
             self._reader = stack.enter_context(contextlib.closing(database.open_reader(path)))
             self._resources = stack.pop_all()
@@ -274,6 +279,11 @@ class Buffer:
     def watermark(self) -> int:
         """All sequences up to this are at the hub."""
         return self._watermark
+
+    @property
+    def lineage(self) -> tuple[Opening, ...]:
+        """Who wrote this file, newest last; that is this writer, unless the disk is full."""
+        return self._lineage
 
     def unsealed_seconds(self) -> float:
         """Age of the oldest unsealed record; 0 when there is none."""
@@ -419,12 +429,13 @@ class Buffer:
             group.append(more)
         return group, False
 
-    def _write(self, group: list[_Job]) -> None:
+    def _write(self, group: list[_Job], *, last_room: bool = False) -> None:
         try:
             results = self._transaction(group)
         except Exception as error:  # noqa: BLE001 - a caller waits for every job: it gets the error
-            if self._is_urgent(group, error) and self._room.let_go():
-                self._write(group)
+            if not last_room and self._is_urgent(group, error):
+                self._take_last_room()
+                self._write(group, last_room=True)
             elif len(group) > 1:
                 for job in group:
                     self._write([job])
@@ -440,6 +451,7 @@ class Buffer:
     def _transaction(self, group: list[_Job]) -> list[Any]:
         """Do a group's work and commit. Raises what SQLite raises; then nothing was done."""
         refused = self._make_room(group)
+        self._settle()
         with self._committed():
             results = [self._work(job.work, refused) for job in group]
             self._journal.flush()
@@ -513,7 +525,7 @@ class Buffer:
         policy = self._limits.readings_at_cap
         every = 2 if policy == THIN else 1
         used, _ = self._pages()
-        records = 0
+        records, last_room = 0, False
         self._cap(self._limits.max_bytes // database.PAGE_BYTES)
         while used > pages:
             try:
@@ -522,9 +534,12 @@ class Buffer:
                         self._given_up_to, _GIVE_UP_SEGMENTS, every=every, reason=policy
                     )
             except sqlite3.OperationalError:
-                if self._room.is_disk_full() and self._room.let_go():
-                    continue
-                raise
+                if last_room or not self._room.is_disk_full():
+                    raise
+                last_room = True
+                self._take_last_room()
+                continue
+            last_room = False
             if not given_up and not self._given_up_to:
                 break
             records += given_up
@@ -533,6 +548,16 @@ class Buffer:
         if records:
             log.warning("readings.given_up", records=records, policy=policy)
         return used
+
+    def _take_last_room(self) -> None:
+        """On a full disk: the ballast, and what the WAL has grown to since it was last emptied.
+
+        Appends may have used the ballast's bytes for the WAL: without emptying it, nothing that
+        makes room could be written any more.
+        """
+        self._room.let_go()
+        with contextlib.suppress(sqlite3.OperationalError):  # then the write says it
+            self._writer.execute("pragma wal_checkpoint(truncate)").fetchone()
 
     def _is_urgent(self, group: list[_Job], error: Exception) -> bool:
         """Whether the disk is full and this is what makes room: never an append."""
@@ -554,15 +579,38 @@ class Buffer:
 
     def _load(self) -> None:
         self._writer.execute("begin immediate")
-        if not self._writer.execute("pragma user_version").fetchone()[0]:
+        (version,) = self._writer.execute("pragma user_version").fetchone()
+        if not version:
             self._journal.create()
+        else:
+            self._journal.upgrade(version)
         self._journal.load()
         self._writer.execute("commit")
+
+    def _open(self) -> None:
+        """Begin this writer's part of the file, now or, on a full disk, before the first change."""
+        try:
+            self._settle()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL:
+                raise
+            if self._room.let_go():
+                self._open()
+                return
+            log.warning("opening.postponed", path=str(self.path), reason=str(error))
+
+    def _settle(self) -> None:
+        """Nothing of this writer stands in the file before its opening does."""
+        if not self._settled:
+            with self._committed():
+                self._journal.open_as(self.nonce)
+            self._settled = True
 
     def _publish(self) -> None:
         """What other threads may know of the journal: only what is committed."""
         self._next_sequence = self._journal.next_sequence
         self._watermark = self._journal.watermark
+        self._lineage = self._journal.lineage
         self._unsealed_since = self._journal.unsealed_since()
 
     def _shrink(self) -> None:
@@ -639,9 +687,7 @@ def _status(reader: sqlite3.Connection, path: Path, max_bytes: int, damaged: int
             " order by first_sequence limit 1",
             (meta["watermark"],),
         ).fetchone()
-        version, ledger = journal.ledger_after_acked(
-            reader, meta["ledger_acked"], meta["ledger_version"]
-        )
+        version, ledger = journal.ledger_after_acked(reader, meta["ledger_acked"])
     finally:
         reader.execute("commit")
     times = [ms for ms in (unsealed_ms, *(sealed_ms or ())) if ms is not None]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scout_edge import identity
 from scout_edge.privacy import PrivacySettings
 from scout_edge.room import Limits
 from scout_edge.sources import registry
@@ -25,12 +26,12 @@ class DeviceSettings:
     """Who this device is."""
 
     id: str
-    """Its name in the fleet and its MQTT user name. No default."""
+    """Its name in the fleet and its MQTT user name. Default: as it was enrolled."""
     store: str
-    """Id of the store where it stands. No default."""
+    """Id of the store where it stands. Default: as it was enrolled."""
     zone: str
-    """IANA time zone of the store, e.g. 'Asia/Manila'; business days are days in it. No default:
-    a wrong zone moves sales to another day."""
+    """IANA time zone of the store, e.g. 'Asia/Manila'; business days are days in it. Default: as
+    it was enrolled; nothing else, because a wrong zone moves sales to another day."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,8 @@ class MqttSettings:
     """The way to the hub."""
 
     host: str = "127.0.0.1"
-    """Host name of the broker. Default 127.0.0.1."""
+    """Host name of the broker. Default: as the device was enrolled, port and TLS with it; else
+    127.0.0.1."""
     port: int = 1883
     """Port of the broker. Default 1883; with TLS usually 8883."""
     version: str = "3.1.1"
@@ -87,7 +89,8 @@ class MqttSettings:
     tls_key: Path | None = None
     """The certificate's key, PEM. Default none."""
     password: str = settings.secret("SCOUT_MQTT_PASSWORD")
-    """Password of the user ``[device] id``; empty: no user name either. Environment only."""
+    """Password of the user ``[device] id``; empty: the one of the enrolment, and without that no
+    user name either. Environment only."""
     heartbeat_seconds: float = 15.0
     """Seconds between hellos; three missed ones make the device late. Default 15."""
     ack_timeout_seconds: float = 5.0
@@ -161,8 +164,21 @@ class EdgeSettings:
 
 
 def load(path: Path, environ: Mapping[str, str]) -> EdgeSettings:
-    """Read and check the settings file. Raises ConfigError naming the key."""
-    loaded = settings.load(EdgeSettings, path, environ)
+    """Read and check the settings file, completed by the enrolment. Raises ConfigError."""
+    return check(path, settings.read(path), environ)
+
+
+def buffer_path(document: Mapping[str, Any]) -> Path:
+    """Where the buffer is, for those who have no complete settings yet."""
+    table = document.get("buffer")
+    given = table.get("path") if isinstance(table, Mapping) else None
+    return Path(given).expanduser() if isinstance(given, str) else BufferSettings().path
+
+
+def check(path: Path, document: Mapping[str, Any], environ: Mapping[str, str]) -> EdgeSettings:
+    """The settings that ``document``, read from ``path``, comes to. Raises ConfigError."""
+    document, environ = _completed(path, document, environ)
+    loaded = settings.decode(EdgeSettings, document, environ, where=str(path))
     topics.check_name("[device] id", loaded.device.id)
     topics.check_name("[device] store", loaded.device.store)
     BusinessCalendar(loaded.device.zone)
@@ -185,6 +201,50 @@ def load(path: Path, environ: Mapping[str, str]) -> EdgeSettings:
         settings.check_seconds(name, seconds, least)
     settings.check_port("[mqtt] port", loaded.mqtt.port, 1)
     return loaded
+
+
+def _completed(
+    path: Path, document: Mapping[str, Any], environ: Mapping[str, str]
+) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    """What the settings leave open, as the hub said at the enrolment. The settings win, but who
+    the device is must not be said in two ways."""
+    device, mqtt = document.get("device", {}), document.get("mqtt", {})
+    if not isinstance(device, Mapping) or not isinstance(mqtt, Mapping):
+        return document, environ  # decoding says what is wrong
+    buffer = buffer_path(document)
+    known = identity.read(buffer)
+    if known is None:
+        missing = [key for key in ("id", "store", "zone") if key not in device]
+        if missing:
+            raise ConfigError(
+                f"{path}: device: {', '.join(map(repr, missing))} must be set",
+                "enrol the device: scout-edge enrol --hub https://… --token …; or write them",
+            )
+        return document, environ
+    own = {"id": known.device_id, "store": known.store_id, "zone": known.zone}
+    for key, value in own.items():
+        if device.get(key, value) != value:
+            raise ConfigError(
+                f"{path}: [device] {key} is {device[key]!r}, but the device was enrolled as"
+                f" {value!r} ({identity.path_of(buffer)})",
+                f"remove {key} from the settings; a box that moves or is renamed is enrolled anew",
+            )
+    # Its own broker: then nothing of the hub's holds for it.
+    route: dict[str, Any] = {}
+    if "host" not in mqtt:
+        route = {
+            "host": known.broker_host,
+            "port": known.broker_port,
+            "tls": known.broker_tls,
+        }
+        if known.broker_ca:
+            route["tls_ca"] = str(identity.ca_path(buffer))
+    # The installer's edge.env has the variable, empty.
+    password = environ.get("SCOUT_MQTT_PASSWORD") or known.password
+    return (
+        {**document, "device": {**own, **device}, "mqtt": {**route, **mqtt}},
+        {**environ, "SCOUT_MQTT_PASSWORD": password},
+    )
 
 
 def as_dict(loaded: EdgeSettings) -> dict[str, Any]:

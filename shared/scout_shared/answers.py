@@ -175,6 +175,8 @@ class FleetCounts(Answer):
     unknown: int
     """Never heard by themselves."""
     retired: int
+    maintenance: int = 0
+    """Of these nothing is expected; they are counted nowhere else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -324,6 +326,10 @@ class Device(Answer):
     """Device clock minus hub clock, by the quickest of its last hellos."""
     clock_synced: bool | None
     quarantine_open: int
+    given_up_records: int
+    """Accepted by the device and declared as lost; those that came after all are not counted."""
+    damaged_files: int | None
+    """Damaged buffer files that lie on the device; None: it never said."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -354,6 +360,23 @@ class Stream(Answer):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Gap(Answer):
+    """A range of records that a device accepted and declared that it gave up."""
+
+    stream_id: int
+    first_sequence: int
+    records: int
+    """Of the range, those that were not here."""
+    kind: str
+    """readings, documents or unknown."""
+    reason: str
+    """damaged, thin or drop_oldest."""
+    declared_at: dt.datetime
+    closed_at: dt.datetime | None
+    """When the records came after all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LatestReading(Answer):
     """The newest value of one metric of a device; look at its age before its value."""
 
@@ -378,6 +401,8 @@ class DeviceDetail(Answer):
     as_of: dt.datetime
     device: Device
     streams: tuple[Stream, ...]
+    gaps: tuple[Gap, ...]
+    """What it gave up, the newest 50 ranges."""
     readings: tuple[LatestReading, ...]
     """Of the last two days of receipt."""
     counters: dict[str, int]

@@ -32,7 +32,7 @@ CLOCK_SAMPLES = 3
 
 
 class Outcome(StrEnum):
-    """What became of one arrival. Only REFUSED leaves the device with something to send again."""
+    """What became of one arrival. Only REFUSED and HELD leave the device with something to send."""
 
     LANDED = "landed"
     REDELIVERED = "redelivered"
@@ -41,6 +41,8 @@ class Outcome(StrEnum):
     """A declared gap: it has the sequences, the records are lost."""
     REFUSED = "refused"
     NOTED = "noted"
+    HELD = "held"
+    """Of a device that is pending: nothing is stored, it keeps its data and is told to wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,8 @@ class StreamReceipt:
     """Store of the topic on which the device spoke, and listens."""
     device_id: str
     receipt: Receipt
+    held: bool = False
+    """The device is pending: credit 0, whatever room there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +109,8 @@ class Work:
     """(stream, kind, day, reason) → records; negative: they came after all."""
     records: list[tuple[int, Record]] = field(default_factory=list)
     errors: dict[tuple[str, str], _Error] = field(default_factory=dict)
+    retired: set[int] = field(default_factory=set)
+    """Streams of retired devices."""
     contested: set[tuple[int | None, int | None, bytes]] = field(default_factory=set)
 
 

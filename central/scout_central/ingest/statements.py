@@ -18,14 +18,38 @@ select
     metadata.ensure_partitions(%(from_day)s::date, %(days)s::int)
 """
 
+# A device that is taken in at first sight is bound to the store that it names.
 MAKE_DEVICES = """
-insert into metadata.devices (device_id, store_id)
-select distinct on (device_id)
+with made as (
+    insert into metadata.devices (device_id, store_id, state)
+    select distinct on (device_id)
+        device_id,
+        store_id,
+        %(state)s
+    from unnest(%(devices)s::text[], %(stores)s::text[]) as seen (device_id, store_id)
+    order by device_id
+    on conflict (device_id) do nothing
+    returning
+        device_id,
+        store_id,
+        state
+)
+
+insert into metadata.device_bindings (device_id, store_id, bound_by, reason)
+select
     device_id,
-    store_id
-from unnest(%(devices)s::text[], %(stores)s::text[]) as seen (device_id, store_id)
-order by device_id
-on conflict (device_id) do nothing
+    store_id,
+    'ingest',
+    'first heard'
+from made
+where state = 'active'
+"""
+
+ADMITTED_DEVICES = """
+select device_id
+from metadata.devices
+where device_id = any(%(devices)s::text[])
+    and state <> 'pending'
 """
 
 MAKE_STREAMS = """
@@ -72,7 +96,8 @@ LOCK_STREAMS = """
 with locked as materialized (
     select
         streams.stream_id,
-        devices.store_id
+        devices.store_id,
+        devices.state
     from metadata.streams
     inner join metadata.devices using (device_id)
     where streams.stream_id = any(%(streams)s::int[])
@@ -89,7 +114,8 @@ select
         where quarantine.stream_id = locked.stream_id
             and quarantine.sha256 is not null
             and quarantine.state = 'open'
-    ) as has_quarantined_segments
+    ) as has_quarantined_segments,
+    state = 'retired' as is_retired
 from locked
 """
 
