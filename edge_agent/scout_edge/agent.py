@@ -25,6 +25,7 @@ from scout_edge.config import EdgeSettings
 from scout_edge.database import DamagedError
 from scout_edge.forwarder import Forwarder
 from scout_edge.metrics import AgentMetrics
+from scout_edge.privacy import Privacy
 from scout_edge.remote import Remote
 from scout_edge.room import Limits
 from scout_edge.sources import Source, SourceContext, registry
@@ -360,6 +361,7 @@ def _open_buffer(settings: EdgeSettings) -> Buffer:
         zone=settings.device.zone,
         limits=settings.buffer.limits,
         group_commit_seconds=settings.buffer.group_commit_seconds,
+        privacy=Privacy(settings.privacy),
     )
 
 

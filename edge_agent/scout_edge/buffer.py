@@ -35,6 +35,7 @@ from typing import Any, NamedTuple, Self, TypeVar, overload
 
 from scout_edge import database, fork, journal
 from scout_edge.journal import Accepted, Append, Journal, KeyReusedError, Offset
+from scout_edge.privacy import Privacy
 from scout_edge.room import REJECT, THIN, Limits, Room
 from scout_shared import logs
 from scout_shared.errors import ConfigError, PermanentError, ScoutError, TransientError
@@ -129,6 +130,7 @@ class Buffer:
             up and declared, as they say.
         group_commit_seconds: how long the first append of a group waits for others. 0: not at all;
             those that arrive during a commit form the next group anyway.
+        privacy: what is done with personal data before it is durable. Default: nothing.
 
     Raises:
         ConfigError: the path cannot be used, or another process has it open.
@@ -142,12 +144,14 @@ class Buffer:
         zone: str,
         limits: Limits = _NO_LIMITS,
         group_commit_seconds: float = 0.0,
+        privacy: Privacy | None = None,
     ) -> None:
         self._limits = limits
         self._room = Room(path, limits)
         self._given_up_to = 0
         self.path = path
         self.calendar = BusinessCalendar(zone)
+        self.privacy = privacy or Privacy()
         self._max_pages = 0
         self._group_seconds = group_commit_seconds
         self._metrics_known: set[str] = set()
@@ -243,9 +247,11 @@ class Buffer:
 
         Raises:
             PermanentError: a document cannot be stored; none was.
+            PrivacyError: a document may not be stored; none was.
             KeyReusedError: ``key`` came with other documents before; none was stored.
             TransientError: the buffer or the disk is full or failing; none was stored.
         """
+        documents = self.privacy.apply(documents)
         journal.check_documents(documents)
         days: dict[int, int] = {}
         for document in documents:

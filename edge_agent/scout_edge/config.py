@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scout_edge import identity
+from scout_edge.privacy import PrivacySettings
 from scout_edge.room import Limits
 from scout_edge.sources import registry
 from scout_edge.sources.registry import SourceSettings
@@ -184,6 +185,8 @@ class EdgeSettings:
     """Telemetry of this machine."""
     remote: RemoteSettings = field(default_factory=RemoteSettings)
     """The hub's orders."""
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
+    """What is personal, and what is done with it before it is stored."""
     log: LogSettings = field(default_factory=LogSettings)
     """Log lines."""
     sources: Mapping[str, SourceSettings] = field(

@@ -315,9 +315,12 @@ class _Session:
             self._wake.clear()
             self._expire()
             room = self._window() - len(self._schedule.flights)
+            schedule = self._schedule
             segments = await self._next(room) if room > 0 else []
+            if schedule is not self._schedule:  # these have another identity now
+                continue
             for segment in segments:
-                flight = self._schedule.flights[segment.first_sequence]
+                flight = schedule.flights[segment.first_sequence]
                 name = f"publish-{segment.first_sequence}"
                 self._tasks.create_task(self._publish(segment, flight), name=name)
             self._state.in_flight = len(self._schedule.flights)
@@ -424,8 +427,7 @@ class _Session:
             return
         if left:
             assert receipt.fork is not None
-            self._flights.clear()
-            self._cursor = 0
+            self._schedule = Schedule(self._buffer, self._mqtt.live_share_ratio)
             self._state.copied = True
             self._metrics.incidents.inc()
             log.error(

@@ -42,6 +42,7 @@ from scout_edge.buffer import Buffer
 from scout_edge.database import DamagedError
 from scout_edge.journal import TAIL_KINDS, Journal
 from scout_edge.pages import Pages, Row
+from scout_edge.privacy import Privacy
 from scout_edge.room import Limits
 from scout_shared import logs, wire
 from scout_shared.errors import ConfigError, TransientError, WireError
@@ -70,7 +71,12 @@ class Report:
 
 
 def open_buffer(
-    path: Path, *, zone: str, limits: Limits, group_commit_seconds: float = 0.0
+    path: Path,
+    *,
+    zone: str,
+    limits: Limits,
+    group_commit_seconds: float = 0.0,
+    privacy: Privacy | None = None,
 ) -> Buffer:
     """The buffer at ``path``; a damaged one is set aside and searched first.
 
@@ -80,7 +86,13 @@ def open_buffer(
     """
 
     def opened() -> Buffer:
-        return Buffer(path, zone=zone, limits=limits, group_commit_seconds=group_commit_seconds)
+        return Buffer(
+            path,
+            zone=zone,
+            limits=limits,
+            group_commit_seconds=group_commit_seconds,
+            privacy=privacy,
+        )
 
     with database.locked(path):
         if database.was_made(path) and not (path.exists() and path.stat().st_size):

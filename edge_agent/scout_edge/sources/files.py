@@ -119,7 +119,7 @@ class FilesSource:
         self._folder = settings.path.parent.absolute()
         self._reader = LineReader(settings, outlet.buffer.calendar)
         path = settings.reject_path or self._folder / f"{name}.rejects"
-        self._rejects = RejectFile(path.absolute())
+        self._rejects = RejectFile(path.absolute(), contents=not outlet.buffer.privacy.active)
         self._files: dict[int, _File] = {}
         self._resting: dict[int, tuple[int, int]] = {}
         self._marks = _NOTHING

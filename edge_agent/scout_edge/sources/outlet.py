@@ -10,15 +10,20 @@ from __future__ import annotations
 import itertools
 import json
 import operator
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from scout_edge.buffer import Buffer, Offset
 from scout_edge.metrics import AgentMetrics
+from scout_edge.privacy import PrivacyError
 from scout_edge.sources.shaping import MetricState, Shaped, Shaper, ShapeSettings, Window
 from scout_shared import logs
 from scout_shared.wire import Document, Reading, Span
+
+_CONTENTS = ("line", "payload", "start")
+_QUOTED = re.compile(r"""(['"]).*\1""", re.DOTALL)
 
 log = logs.get("source")
 
@@ -97,11 +102,21 @@ class Outlet:
             self._metrics.shaped_readings.labels(self.name).inc(left_out)
 
     def append_documents(self, documents: Sequence[Document], *, state: str | None = None) -> None:
-        """The same for documents; their ``business_day`` is that of ``buffer.calendar``."""
-        if documents or state is not None:
+        """The same for documents; their ``business_day`` is that of ``buffer.calendar``.
+
+        One that its privacy block or rules forbid is counted as unreadable and left out.
+        """
+        documents = list(documents)
+        while documents or state is not None:
             offset = None if state is None else self._offset(state, self._states)
-            self.buffer.append_documents(documents, offset=offset)
-            self._at = self._at if state is None else state
+            try:
+                self.buffer.append_documents(documents, offset=offset)
+            except PrivacyError as error:
+                self.unreadable(error.message)
+                del documents[error.document]
+            else:
+                self._at = self._at if state is None else state
+                break
         if documents:
             self._metrics.accepted_records.labels("documents").inc(len(documents))
 
@@ -127,7 +142,13 @@ class Outlet:
             self._append(self._shaper.close(self._states, waiting), None)
 
     def unreadable(self, reason: str, records: int = 1, **where: object) -> None:
-        """Count and log what the origin gave and nobody can read; no value stands in for it."""
+        """Count and log what the origin gave and nobody can read; no value stands in for it.
+
+        With privacy rules nothing that it said is logged: what cannot be read may be personal.
+        """
+        if self.buffer.privacy.active:
+            reason = _QUOTED.sub("'…'", reason)
+            where = {key: value for key, value in where.items() if key not in _CONTENTS}
         self._metrics.unreadable_records.labels(self.name).inc(records)
         log.warning("record.unreadable", source=self.name, reason=reason, records=records, **where)
 

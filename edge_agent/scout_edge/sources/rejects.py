@@ -2,8 +2,10 @@
 
     {"file": "sales.csv", "inode": 77, "offset": 1024, "reason": "...", "text": "..."}
 
-``base64`` instead of ``text`` for bytes that are not UTF-8. Each is written before the place behind
-it is committed, so none is lost; after a crash the last ones are looked up, so none stands twice.
+``base64`` instead of ``text`` for bytes that are not UTF-8; ``bytes``, their number, where privacy
+rules are set: what cannot be read may be personal, and the origin still has it.
+Each is written before the place behind it is committed, so none is lost; after a crash the last
+ones are looked up, so none stands twice.
 Not its job: counting; cleaning up: a person deletes the file when the matter is settled.
 """
 
@@ -30,14 +32,18 @@ class Reject(NamedTuple):
     reason: str
     line: bytes
 
-    def encoded(self) -> bytes:
-        """One line of the reject file."""
+    def encoded(self, *, contents: bool = True) -> bytes:
+        """One line of the reject file; without ``contents`` it says only where to look."""
         fields: dict[str, str | int] = {
             "file": self.file,
             "inode": self.inode,
             "offset": self.offset,
             "reason": self.reason,
         }
+        if not contents:
+            fields["reason"] = "not shown: privacy rules are set"
+            fields["bytes"] = len(self.line)
+            return json.dumps(fields).encode() + b"\n"
         try:
             fields["text"] = self.line.decode("utf-8")
         except UnicodeDecodeError:
@@ -48,13 +54,14 @@ class Reject(NamedTuple):
 class RejectFile:
     """One per source; made when there is something to keep."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, contents: bool = True) -> None:
         self.path = path
+        self._contents = contents
         self._known: set[bytes] | None = None
 
     def keep(self, rejects: Iterable[Reject]) -> None:
         """Durable when this returns; safe to repeat. Raises TransientError: the disk fails."""
-        lines = [reject.encoded() for reject in rejects]
+        lines = [reject.encoded(contents=self._contents) for reject in rejects]
         if not lines:
             return
         try:
