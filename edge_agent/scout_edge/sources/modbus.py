@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from scout_edge import clock, journal
 from scout_edge.sources import SourceContext, SourceKind
 from scout_edge.sources.outlet import Outlet
-from scout_edge.sources.units import Conversion, conversion
+from scout_edge.sources.units import Conversion, conversion, shortest_float32
 from scout_shared.errors import ConfigError, PermanentError, TransientError
 from scout_shared.settings import check_port, check_seconds
 from scout_shared.wire import Reading
@@ -257,15 +257,8 @@ def decode(registers: Sequence[int], kind: str, word_order: str) -> float:
     words = registers if word_order == "big" else list(reversed(registers))
     data = b"".join(word.to_bytes(2, "big") for word in words)
     (value,) = struct.unpack(_TYPES[kind], data)
-    if kind == "float32" and math.isfinite(value):
-        # 4.1, not 4.099999904632568: the digits behind are not the meter's.
-        for digits in (6, 7, 8, 9):
-            short = float(f"{value:.{digits}g}")
-            # Rounding may leave the range of a float32 at its very end.
-            if abs(short) <= 3.4028234663852886e38 and struct.pack(">f", short) == data:
-                return short
     found: float = value
-    return found
+    return shortest_float32(found) if kind == "float32" else found
 
 
 def _library() -> Any:
