@@ -52,6 +52,9 @@ class AgentMetrics:
         self.unreadable_records = counter(
             "unreadable_records_total", "What a source could not read; no value given.", ("source",)
         )
+        self.dropped_rejects = counter(
+            "dropped_rejects_total", "Kept unreadable lines, dropped at the limit.", ("source",)
+        )
         self.shaped_readings = counter(
             "shaped_readings_total", "Readings that shaping left out or merged.", ("source",)
         )

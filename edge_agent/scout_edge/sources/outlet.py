@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from scout_edge.buffer import Buffer, Offset
 from scout_edge.metrics import AgentMetrics
@@ -104,6 +105,11 @@ class Outlet:
         """Count and log what the origin gave and nobody can read; no value stands in for it."""
         self._metrics.unreadable_records.labels(self.name).inc(records)
         log.warning("record.unreadable", source=self.name, reason=reason, records=records, **where)
+
+    def rejects_dropped(self, records: int, path: Path) -> None:
+        """Count and log kept rejects that had to leave: their file is at its limit."""
+        self._metrics.dropped_rejects.labels(self.name).inc(records)
+        log.warning("rejects.dropped", source=self.name, records=records, kept=str(path))
 
     def _append(self, shaped: Shaped, state: str | None) -> None:
         changed = {m: s for m, s in shaped.states.items() if s is not self._states.get(m)}
