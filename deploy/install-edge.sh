@@ -23,8 +23,7 @@ Installs scout-edge from this folder, or upgrades it. The buffer and the setting
   --help             this text
 
 afterwards:
-  sudo nano /etc/scout/edge.toml     name of the device, store, zone, broker
-  sudo nano /etc/scout/edge.env      SCOUT_MQTT_PASSWORD=...
+  sudo scout-edge enrol --hub https://hub.example --token ...   the token comes from the operator
   sudo scout-edge check-config && sudo systemctl restart scout-edge
   sudo scout-edge doctor
 TEXT
@@ -181,11 +180,12 @@ start_service() {
   service daemon-reload
   service enable --quiet scout-edge
   [ -n "$start" ] || return 0
-  if ! cmp -s "$source/deploy/samples/edge.toml" "$settings/edge.toml" && "$command" check-config; then
+  if "$command" check-config; then
     service restart scout-edge
     say "started; look at it with: sudo scout-edge status"
   else
-    say "not started: write the device's own id, store, zone and broker into $settings/edge.toml, then"
+    say "not started: enrol the device, then check and start it:"
+    say "  sudo scout-edge enrol --hub https://hub.example --token ..."
     say "  sudo scout-edge check-config && sudo systemctl restart scout-edge"
   fi
 }
@@ -213,7 +213,8 @@ uninstall_edge() {
   if [ -n "$purge" ]; then
     # Only what is the agent's: the folder may hold something else, or be a mounted partition.
     rm -f "$data"/*.db "$data"/*.db-wal "$data"/*.db-shm "$data"/*.db-journal "$data"/*.db.lock \
-      "$data"/*.db.ballast "$data"/*.db.suspect "$data"/*.db.recovered-* "$data"/*.db.damaged-*
+      "$data"/*.db.ballast "$data"/*.db.credentials "$data"/*.db.broker-ca.pem \
+      "$data"/*.db.enrolment "$data"/*.db.suspect "$data"/*.db.recovered-* "$data"/*.db.damaged-*
     rmdir "$data" 2>/dev/null || say "$data stays: it is a partition, or holds other files"
     rm -rf "$settings"
     [ -z "$system" ] || ! id scout >/dev/null 2>&1 || userdel scout

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scout_central import __version__, config
+from scout_central import __version__, config, device_cli
 from scout_shared import logs, program
 from scout_shared.errors import ConfigError, PermanentError, TransientError
 
@@ -191,6 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _json(token)
 
+    device_cli.add_to(commands, _show)
     _json(command("check-config", _check_config, "read the settings and say what they come to"))
     command("version", _version, "print the version")
     return parser

@@ -62,6 +62,26 @@ class Mqtt:
 
 
 @dataclass(frozen=True, slots=True)
+class Broker:
+    """What an enrolled device is told of the broker, and where the broker's accounts are."""
+
+    host: str = ""
+    """Name or address that the devices use; empty: host, port and TLS of [mqtt]."""
+    port: int = 8883
+    """TCP port, together with ``host``. Default 8883."""
+    tls: bool = True
+    """Whether the devices speak TLS, together with ``host``. Default true."""
+    ca_file: Path | None = None
+    """Certificates that devices shall trust for it, PEM; default: those of their system."""
+    password_file: Path | None = None
+    """mosquitto's password_file, which the hub then keeps; default: accounts are made by hand."""
+    pid_file: Path | None = None
+    """mosquitto's pid file: it gets SIGHUP when accounts have changed. Default none."""
+    reload_command: tuple[str, ...] = ()
+    """Or a command that reloads it, e.g. ["systemctl", "reload", "mosquitto"]. Default none."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ingest:
     """How segments are taken in and committed."""
 
@@ -78,6 +98,9 @@ class Ingest:
     """Threads that commit, each with a connection. Default 1."""
     share_group: str = "hub"
     """Name of the shared subscription; the same in all hubs that share the work. Default hub."""
+    enrolment: str = "open"
+    """"open": a device that is heard for the first time is taken in; "required": it is noted as
+    pending and keeps its data, until it is enrolled or an operator activates it. Default open."""
     metrics_port: int = 0
     """Port on 127.0.0.1 where ``scout-hub ingest`` and ``runner`` serve Prometheus metrics; 0: none
     (``run`` and ``api`` have them at /metrics). Default 0."""
@@ -154,6 +177,7 @@ class Settings:
 
     database: Database = field(default_factory=Database)
     mqtt: Mqtt = field(default_factory=Mqtt)
+    broker: Broker = field(default_factory=Broker)
     ingest: Ingest = field(default_factory=Ingest)
     runner: Runner = field(default_factory=Runner)
     api: Api = field(default_factory=Api)
@@ -183,6 +207,7 @@ def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Settings
 def _check(s: Settings) -> None:
     for name, port, least in (
         ("mqtt.port", s.mqtt.port, 1),
+        ("broker.port", s.broker.port, 1),
         ("api.port", s.api.port, 0),
         ("database.port", s.database.port, 0),
         ("ingest.metrics_port", s.ingest.metrics_port, 0),
@@ -200,6 +225,8 @@ def _check(s: Settings) -> None:
             raise ConfigError(f"{name} is {value}", f"give {least_value} or more")
     if s.log.level not in ("debug", "info", "warning", "error"):
         raise ConfigError(f"log.level is {s.log.level!r}", "use debug, info, warning or error")
+    if s.ingest.enrolment not in ("open", "required"):
+        raise ConfigError(f"ingest.enrolment is {s.ingest.enrolment!r}", "use 'open' or 'required'")
     topics.check_name("ingest.share_group", s.ingest.share_group)
     names: set[str] = set()
     for token in s.api.tokens:

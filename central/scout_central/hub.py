@@ -116,6 +116,10 @@ def tasks(settings: Settings, parts: tuple[str, ...]) -> dict[str, Task]:
     if "api" in parts:
         listener = _listen(settings.api.host, settings.api.port)
         found["api"] = lambda stop: _serve_api(settings, listener, stop)
+    if "api" in parts and settings.broker.password_file is not None:
+        from scout_central.fleet.door import FleetDoor
+
+        found["accounts"] = FleetDoor(dsn, settings.broker, settings.mqtt).keep_accounts
     return found
 
 

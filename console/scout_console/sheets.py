@@ -114,6 +114,18 @@ def _since(moment: dt.datetime | None, now: dt.datetime, clock: Clock) -> Said:
     return Said(clock.moment(moment, now), note=clock.full(moment))
 
 
+def _happened(reading: answers.LatestReading, now: dt.datetime, clock: Clock) -> Said:
+    """When it happened, and where that time is from unless it was simply observed."""
+    if reading.happened_at is None:
+        stamped = clock.full(reading.observed_at)
+        return Said("clock not known", Tone.WARN, note=f"stamped {stamped} by a doubtful clock")
+    said = _since(reading.happened_at, now, clock)
+    if reading.time_provenance == "observed":
+        return said
+    stamped = clock.full(reading.observed_at)
+    return Said(f"{said.text}, {reading.time_provenance}", note=f"stamped {stamped}")
+
+
 # --- fleet
 
 
@@ -217,7 +229,14 @@ def device_facts(
         ("Store zone", _text(d.zone)),
         ("Agent version", cells["Version"]),
         ("Quarantine", cells["Quarantine"]),
+        ("Given up", _alarming(d.given_up_records)),
+        ("Damaged files", aged(_alarming(d.damaged_files), told_age, stale=told)),
     )
+
+
+def _alarming(number: int | None) -> Said:
+    """A count that should be 0."""
+    return Said(count(number), Tone.BAD) if number else counted(number)
 
 
 def streams(detail: answers.DeviceDetail, clock: Clock, now: dt.datetime) -> Sheet:
@@ -251,6 +270,44 @@ def streams(detail: answers.DeviceDetail, clock: Clock, now: dt.datetime) -> She
     )
 
 
+def gaps(detail: answers.DeviceDetail, clock: Clock, now: dt.datetime) -> Sheet:
+    """One line per range of records that a device gave up, the newest first."""
+    return Sheet(
+        columns=(
+            Column("Given up", numeric=True),
+            Column("Records"),
+            Column("Why"),
+            Column("Declared"),
+            Column("Came after all", 2),
+            Column("From sequence", 2, numeric=True),
+        ),
+        lines=tuple(
+            Line(
+                f"{gap.stream_id}/{gap.first_sequence}/{gap.records}",
+                (
+                    counted(gap.records)
+                    if gap.closed_at
+                    else Said(count(gap.records), Tone.BAD, note="not here"),
+                    Said(printable(gap.kind)),
+                    Said(_REASONS.get(gap.reason, printable(gap.reason)), note=gap.reason),
+                    _since(gap.declared_at, now, clock),
+                    Said("no") if gap.closed_at is None else _since(gap.closed_at, now, clock),
+                    counted(gap.first_sequence),
+                ),
+            )
+            for gap in detail.gaps
+        ),
+        nothing="This device has given up nothing.",
+    )
+
+
+_REASONS = {
+    "damaged": "its storage was damaged",
+    "thin": "buffer full, readings thinned",
+    "drop_oldest": "buffer full, oldest dropped",
+}
+
+
 def readings(detail: answers.DeviceDetail, clock: Clock, now: dt.datetime) -> Sheet:
     """The latest value of each metric, grey when the device is not online."""
     told, _ = reported(detail.device, now)
@@ -267,7 +324,7 @@ def readings(detail: answers.DeviceDetail, clock: Clock, now: dt.datetime) -> Sh
                 (
                     Said(printable(r.metric)),
                     Said(figure(r.value), Tone.QUIET if told else Tone.PLAIN),
-                    _since(r.observed_at, now, clock),
+                    _happened(r, now, clock),
                     Said(
                         clock.ago(r.received_at, now),
                         Tone.QUIET if told else Tone.PLAIN,

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from scout_edge import forwarder, notify, recovery, status
+from scout_edge import boots, forwarder, notify, recovery, status
 from scout_edge.buffer import Buffer
 from scout_edge.config import EdgeSettings
 from scout_edge.database import DamagedError
@@ -125,6 +125,7 @@ class Agent:
             epoch=self.buffer.epoch.hex(),
             next_sequence=self.buffer.next_sequence,
         )
+        timing = asyncio.create_task(self._watch_clock(), name="clock")
         manager.say(notify.READY)
         watching = asyncio.create_task(
             notify.watch(manager, functools.partial(self.alive, threads)), name="watchdog"
@@ -141,13 +142,24 @@ class Agent:
             ending.set()
             watching.cancel()
             recovering.cancel()
-            ended = await asyncio.gather(watching, recovering, return_exceptions=True)
+            timing.cancel()
+            ended = await asyncio.gather(watching, recovering, timing, return_exceptions=True)
             # A defect in them must be seen, and stop nothing else.
             failures += [error for error in ended if isinstance(error, Exception)]
             await forwarder.stopped(forwarding)
         log.info("agent.stopped", backlog_records=self.buffer.status().backlog_records)
         if failures:
             raise failures[0]
+
+    async def _watch_clock(self) -> None:
+        """Look at the clocks every LOOK_SECONDS: jumps, and when the right time becomes known."""
+        watch = boots.ClockWatch(self.buffer, self.metrics.clock_jumps.inc)
+        while True:
+            try:
+                await asyncio.to_thread(watch.look)
+            except TransientError as error:
+                log.warning("clock.not_kept", reason=error.message)
+            await asyncio.sleep(boots.LOOK_SECONDS)
 
     async def _deliver_recovered(self) -> None:
         """Send what was found in damaged files, beside the new data, until the hub has all."""

@@ -19,26 +19,27 @@ Not its job: what a record means, when to send, retries.
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from types import MappingProxyType, TracebackType
+from typing import Any, NamedTuple, Self, TypeVar, overload
 
 from scout_edge import database, journal
 from scout_edge.journal import Accepted, Append, Journal, KeyReusedError, Offset
 from scout_edge.room import REJECT, THIN, Limits, Room
 from scout_shared import logs
 from scout_shared.errors import ConfigError, PermanentError, ScoutError, TransientError
-from scout_shared.messages import LedgerEntry, Receipt
-from scout_shared.wire import DOCUMENTS, READINGS, Document, Reading
+from scout_shared.messages import NONCE_BYTES, LedgerEntry, Opening, Receipt
+from scout_shared.wire import DOCUMENTS, READINGS, Document, Reading, Span
 from scout_shared.zones import BusinessCalendar
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "BufferStatus",
     "KeyReusedError",
     "Offset",
+    "SegmentOutline",
     "StoredSegment",
     "peek",
 ]
@@ -60,6 +62,7 @@ _RESERVED_PAGES = 16  # sealing frees the tail's pages first and needs about as 
 _GIVE_UP_SEGMENTS = 8  # per transaction: possible on an almost full disk (measured)
 _VACUUM_PAGES = 256  # given back to the file system at once: 1 MB
 _NO_LIMITS = Limits()
+_NOTHING: Mapping[int, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,14 @@ class StoredSegment:
     def last_sequence(self) -> int:
         """Sequence of the last record."""
         return self.first_sequence + self.records - 1
+
+
+class SegmentOutline(NamedTuple):
+    """Where a sealed segment stands, without its bytes."""
+
+    first_sequence: int
+    last_sequence: int
+    kind: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +154,9 @@ class Buffer:
         self._stale = False  # a transaction failed: the journal is ahead of the file
         self._freed = False  # segments were deleted since the last look at the file's size
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self.nonce = os.urandom(NONCE_BYTES)
+        """Tells this writer from one of a copy of the file."""
+        self._settled = False
         self._closing = threading.Lock()
         self._closed = False
         self._reading = threading.Lock()
@@ -152,6 +166,7 @@ class Buffer:
             self._journal = Journal(self._writer, zone)
             with database.kept(path):
                 self._load()
+                self._open()
             database.note_made(path)
             self._reader = stack.enter_context(contextlib.closing(database.open_reader(path)))
             self._resources = stack.pop_all()
@@ -186,13 +201,19 @@ class Buffer:
     # -- for sources ----------------------------------------------------------------------------
 
     def append_readings(
-        self, readings: Sequence[Reading], *, offset: Offset | None = None
+        self,
+        readings: Sequence[Reading],
+        *,
+        offset: Offset | None = None,
+        span: Span | None = None,
     ) -> Accepted:
         """Store readings, all or none; returns when they are durable.
 
         Args:
             readings: in the order in which they were observed.
             offset: where the source goes on; committed with the readings.
+            span: the agent itself stamped them, by a clock that nobody vouched for
+                (``clock.stamp``). The mark goes with them to the hub.
 
         Raises:
             PermanentError: a reading cannot be stored; none was.
@@ -200,7 +221,7 @@ class Buffer:
         """
         times = journal.check_readings(readings, self._metrics_known) if readings else ()
         days = self.calendar.count(times)
-        return self._submit(Append(READINGS, readings, days, offset=offset))
+        return self._submit(Append(READINGS, readings, days, offset=offset, span=span))
 
     def append_documents(
         self,
@@ -263,6 +284,11 @@ class Buffer:
         """All sequences up to this are at the hub."""
         return self._watermark
 
+    @property
+    def lineage(self) -> tuple[Opening, ...]:
+        """Who wrote this file, newest last; that is this writer, unless the disk is full."""
+        return self._lineage
+
     def unsealed_seconds(self) -> float:
         """Age of the oldest unsealed record; 0 when there is none."""
         return max(0.0, time.monotonic() - self._unsealed_since)
@@ -272,7 +298,11 @@ class Buffer:
         return self._submit(lambda: self._journal.seal(min_age_seconds))
 
     def segments_after(
-        self, sequence: int, limit_bytes: int, limit: int = 16
+        self,
+        sequence: int,
+        limit_bytes: int,
+        limit: int = 16,
+        sent: Mapping[int, int] = _NOTHING,
     ) -> list[StoredSegment]:
         """The next sealed segments after ``sequence``, oldest first, without those at the hub.
 
@@ -280,11 +310,15 @@ class Buffer:
         place of a segment whose bytes no longer match their checksum comes the gap that declares
         it given up: the hub is told, and the watermark moves on.
 
+        Args:
+            sent: first → last sequence of segments that are left out. One that has grown since (a
+                gap) is not.
+
         Raises:
             TransientError: the disk fails.
         """
         while True:
-            found, damaged = self._read_segments(sequence, limit_bytes, limit)
+            found, damaged = self._read_segments(sequence, limit_bytes, limit, sent)
             if not damaged:
                 return found
             self._damaged.add(damaged)
@@ -292,7 +326,7 @@ class Buffer:
             log.error("segment.damaged", first_sequence=damaged, given_up_records=records)
 
     def _read_segments(
-        self, sequence: int, limit_bytes: int, limit: int
+        self, sequence: int, limit_bytes: int, limit: int, sent: Mapping[int, int]
     ) -> tuple[list[StoredSegment], int]:
         """As ``segments_after``; and the first sequence of a damaged one on the way, or 0."""
         found: list[StoredSegment] = []
@@ -311,6 +345,8 @@ class Buffer:
                 sequence = first + records - 1
                 if covered := self._covered_until(first, sequence):
                     sequence = covered
+                elif sent.get(first, 0) >= sequence:
+                    pass
                 elif zlib.crc32(body) != crc:
                     return [], first
                 elif len(found) == limit or (found and size + len(body) > limit_bytes):
@@ -319,6 +355,43 @@ class Buffer:
                     found.append(StoredSegment(first, records, kind, body))
                     size += len(body)
         return found, 0
+
+    def outlines_after(
+        self, sequence: int, limit: int, sent: Mapping[int, int]
+    ) -> list[SegmentOutline]:
+        """What stands after ``sequence``, as ``segments_after`` finds it, without the bytes.
+
+        A look-up by key for each one found or in ``sent`` and each range at the hub, however long
+        the backlog is. Raises TransientError.
+        """
+        found: list[SegmentOutline] = []
+        with self._reader_used():
+            while len(found) < limit and (
+                row := self._reader.execute(
+                    "select first_sequence, records, kind from segments"
+                    " where first_sequence > ? order by first_sequence limit 1",
+                    (sequence,),
+                ).fetchone()
+            ):
+                first, records, kind = row
+                sequence = first + records - 1
+                if covered := self._covered_until(first, sequence):
+                    sequence = covered
+                elif sent.get(first, 0) < sequence:
+                    found.append(SegmentOutline(first, sequence, kind))
+        return found
+
+    def newest_start(self, segments: int) -> int:
+        """First sequence of the newest that many segments; 0: there are none sealed.
+
+        Reads that many keys from the end, whatever stands before. Raises TransientError.
+        """
+        row = self._read(
+            "select min(first_sequence) from (select first_sequence from segments"
+            " order by first_sequence desc limit ?)",
+            (segments,),
+        )
+        return int(row[0] or 0)
 
     def _covered_until(self, first: int, last: int) -> int:
         """End of the committed range that holds all of first..last, or 0."""
@@ -407,12 +480,13 @@ class Buffer:
             group.append(more)
         return group, False
 
-    def _write(self, group: list[_Job]) -> None:
+    def _write(self, group: list[_Job], *, last_room: bool = False) -> None:
         try:
             results = self._transaction(group)
         except Exception as error:  # noqa: BLE001 - a caller waits for every job: it gets the error
-            if self._is_urgent(group, error) and self._room.let_go():
-                self._write(group)
+            if not last_room and self._is_urgent(group, error):
+                self._take_last_room()
+                self._write(group, last_room=True)
             elif len(group) > 1:
                 for job in group:
                     self._write([job])
@@ -428,6 +502,7 @@ class Buffer:
     def _transaction(self, group: list[_Job]) -> list[Any]:
         """Do a group's work and commit. Raises what SQLite raises; then nothing was done."""
         refused = self._make_room(group)
+        self._settle()
         with self._committed():
             results = [self._work(job.work, refused) for job in group]
             self._journal.flush()
@@ -501,7 +576,7 @@ class Buffer:
         policy = self._limits.readings_at_cap
         every = 2 if policy == THIN else 1
         used, _ = self._pages()
-        records = 0
+        records, last_room = 0, False
         self._cap(self._limits.max_bytes // database.PAGE_BYTES)
         while used > pages:
             try:
@@ -510,9 +585,12 @@ class Buffer:
                         self._given_up_to, _GIVE_UP_SEGMENTS, every=every, reason=policy
                     )
             except sqlite3.OperationalError:
-                if self._room.is_disk_full() and self._room.let_go():
-                    continue
-                raise
+                if last_room or not self._room.is_disk_full():
+                    raise
+                last_room = True
+                self._take_last_room()
+                continue
+            last_room = False
             if not given_up and not self._given_up_to:
                 break
             records += given_up
@@ -521,6 +599,16 @@ class Buffer:
         if records:
             log.warning("readings.given_up", records=records, policy=policy)
         return used
+
+    def _take_last_room(self) -> None:
+        """On a full disk: the ballast, and what the WAL has grown to since it was last emptied.
+
+        Appends may have used the ballast's bytes for the WAL: without emptying it, nothing that
+        makes room could be written any more.
+        """
+        self._room.let_go()
+        with contextlib.suppress(sqlite3.OperationalError):  # then the write says it
+            self._writer.execute("pragma wal_checkpoint(truncate)").fetchone()
 
     def _is_urgent(self, group: list[_Job], error: Exception) -> bool:
         """Whether the disk is full and this is what makes room: never an append."""
@@ -542,15 +630,38 @@ class Buffer:
 
     def _load(self) -> None:
         self._writer.execute("begin immediate")
-        if not self._writer.execute("pragma user_version").fetchone()[0]:
+        (version,) = self._writer.execute("pragma user_version").fetchone()
+        if not version:
             self._journal.create()
+        else:
+            self._journal.upgrade(version)
         self._journal.load()
         self._writer.execute("commit")
+
+    def _open(self) -> None:
+        """Begin this writer's part of the file, now or, on a full disk, before the first change."""
+        try:
+            self._settle()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL:
+                raise
+            if self._room.let_go():
+                self._open()
+                return
+            log.warning("opening.postponed", path=str(self.path), reason=str(error))
+
+    def _settle(self) -> None:
+        """Nothing of this writer stands in the file before its opening does."""
+        if not self._settled:
+            with self._committed():
+                self._journal.open_as(self.nonce)
+            self._settled = True
 
     def _publish(self) -> None:
         """What other threads may know of the journal: only what is committed."""
         self._next_sequence = self._journal.next_sequence
         self._watermark = self._journal.watermark
+        self._lineage = self._journal.lineage
         self._unsealed_since = self._journal.unsealed_since()
 
     def _shrink(self) -> None:
@@ -627,9 +738,7 @@ def _status(reader: sqlite3.Connection, path: Path, max_bytes: int, damaged: int
             " order by first_sequence limit 1",
             (meta["watermark"],),
         ).fetchone()
-        version, ledger = journal.ledger_after_acked(
-            reader, meta["ledger_acked"], meta["ledger_version"]
-        )
+        version, ledger = journal.ledger_after_acked(reader, meta["ledger_acked"])
     finally:
         reader.execute("commit")
     times = [ms for ms in (unsealed_ms, *(sealed_ms or ())) if ms is not None]

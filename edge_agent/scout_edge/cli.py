@@ -13,13 +13,14 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scout_edge import agent, buffer_cli, config, doctor, notify
+from scout_edge import agent, buffer_cli, config, notify
 from scout_edge import status as statuses
 from scout_shared import __version__, logs, program
+from scout_shared import settings as settings_file
 from scout_shared.errors import ConfigError, TransientError
 
 DEFAULT_CONFIG = Path("/etc/scout/edge.toml")
@@ -30,6 +31,7 @@ in a file that survives power cuts, and sends them to the hub until the hub conf
 
 _EPILOG = """\
 start here:
+  scout-edge enrol --hub https://hub.example --token …   become a device of the fleet
   scout-edge check-config --config edge.toml     is the settings file right?
   scout-edge run --config edge.toml              run the agent
   curl -H 'Content-Type: application/json' http://127.0.0.1:8780/v1/documents \\
@@ -86,6 +88,32 @@ def _parser() -> argparse.ArgumentParser:
             "[mqtt] drain_seconds, and the hub is told 'offline'. What is left waits in the file.",
         )
     )
+    enrolling = with_config(
+        command(
+            "enrol",
+            _enrol,
+            "make this device known to the hub, with a one-time token",
+            "\nThe device makes its own password; id, store, zone and broker come from the hub,\n"
+            "and are kept beside the buffer. An answer that got lost costs nothing: run it again.\n"
+            "Exit code 0: enrolled; 2: mend something, see the hint; 75: try again later.",
+        )
+    )
+    enrolling.add_argument(
+        "--hub", required=True, metavar="URL", help="the hub, e.g. https://hub.example"
+    )
+    enrolling.add_argument(
+        "--token", required=True, help="what 'scout-hub device token' printed; serves once"
+    )
+    enrolling.add_argument(
+        "--device", metavar="ID", help="what it shall be called, if the token does not say"
+    )
+    enrolling.add_argument(
+        "--ca", type=Path, metavar="FILE", help="certificates to trust for the hub, PEM"
+    )
+    enrolling.add_argument(
+        "--again", action="store_true", help="new credentials for a device that has some"
+    )
+    enrolling.add_argument("--json", action="store_true", help="one JSON object, for scripts")
     status = with_config(
         command(
             "status",
@@ -162,6 +190,41 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _enrol(args: argparse.Namespace) -> int:
+    from scout_edge import enrolment  # late: the agent itself does not need it in memory
+
+    document = settings_file.read(args.config)
+    done = enrolment.enrol(
+        config.buffer_path(document),
+        hub=args.hub,
+        token=args.token,
+        device_id=args.device or _written_id(document),
+        ca=args.ca,
+        again=args.again,
+    )
+    known = done.identity
+    if done.clock_is_wrong:
+        print(
+            f"scout-edge: this device's clock is {done.skew_seconds:+.0f} s off the hub's\n"
+            "  hint: check 'timedatectl': without a right clock the times of sales are wrong",
+            file=sys.stderr,
+        )
+    if args.json:
+        shown = dataclasses.asdict(known)
+        del shown["password"], shown["signing_key"], shown["broker_ca"]
+        print(json.dumps({**shown, "clock_skew_seconds": round(done.skew_seconds, 1)}))
+    else:
+        print(f"enrolled as {known.device_id} in store {known.store_id} ({known.zone})")
+    config.load(args.config, os.environ)  # what contradicts it is said now, not at the next start
+    return 0
+
+
+def _written_id(document: Mapping[str, Any]) -> str | None:
+    table = document.get("device")
+    written = table.get("id") if isinstance(table, Mapping) else None
+    return written if isinstance(written, str) else None
+
+
 def _drain(args: argparse.Namespace) -> int:
     settings = _load(args)
     left = asyncio.run(agent.drain(settings, args.timeout))
@@ -185,6 +248,8 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
+    from scout_edge import doctor  # late: the agent itself does not need it in memory
+
     settings = _load(args)
     found = []
     for finding in doctor.examine(settings, seconds=args.seconds):

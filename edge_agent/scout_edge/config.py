@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scout_edge import identity
 from scout_edge.room import Limits
 from scout_edge.sources import registry
 from scout_edge.sources.registry import SourceSettings
@@ -24,12 +25,12 @@ class DeviceSettings:
     """Who this device is."""
 
     id: str
-    """Its name in the fleet and its MQTT user name. No default."""
+    """Its name in the fleet and its MQTT user name. Default: as it was enrolled."""
     store: str
-    """Id of the store where it stands. No default."""
+    """Id of the store where it stands. Default: as it was enrolled."""
     zone: str
-    """IANA time zone of the store, e.g. 'Asia/Manila'; business days are days in it. No default:
-    a wrong zone moves sales to another day."""
+    """IANA time zone of the store, e.g. 'Asia/Manila'; business days are days in it. Default: as
+    it was enrolled; nothing else, because a wrong zone moves sales to another day."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +73,17 @@ class MqttSettings:
     """The way to the hub."""
 
     host: str = "127.0.0.1"
-    """Host name of the broker. Default 127.0.0.1."""
+    """Host name of the broker. Default: as the device was enrolled, port and TLS with it; else
+    127.0.0.1."""
     port: int = 1883
     """Port of the broker. Default 1883; with TLS usually 8883."""
     version: str = "3.1.1"
     """MQTT version, '3.1.1' or '5'. Default '3.1.1', which every broker speaks."""
+    transport: str = "tcp"
+    """'tcp' or 'websockets', for networks that let only web traffic out; with TLS: wss. Default
+    'tcp'."""
+    websocket_path: str = "/mqtt"
+    """Path of the broker's WebSocket listener. Default '/mqtt'."""
     tls: bool = False
     """Whether to use TLS. Default false."""
     tls_ca: Path | None = None
@@ -86,13 +93,23 @@ class MqttSettings:
     tls_key: Path | None = None
     """The certificate's key, PEM. Default none."""
     password: str = settings.secret("SCOUT_MQTT_PASSWORD")
-    """Password of the user ``[device] id``; empty: no user name either. Environment only."""
+    """Password of the user ``[device] id``; empty: the one of the enrolment, and without that no
+    user name either. Environment only."""
     heartbeat_seconds: float = 15.0
     """Seconds between hellos; three missed ones make the device late. Default 15."""
     ack_timeout_seconds: float = 5.0
     """Least seconds to wait for a receipt before sending again. Default 5."""
     reconnect_cap_seconds: float = 300.0
     """Most seconds between two attempts to connect. Default 300."""
+    silence_seconds: float = 30.0
+    """Seconds without any sign from the broker, while one is awaited, after which the connection
+    counts as dead. Default 30."""
+    live_share_ratio: float = 0.25
+    """Share of what is sent that goes to the newest records, sales first, while there is a backlog;
+    the rest of it goes oldest first. 0: oldest first only. Default 0.25."""
+    storm_guard_seconds: float = 0.0
+    """After a start or an outage of two minutes the backlog waits for a random time up to this, so
+    that a chain does not come back at one second; what is new goes at once. Default 0."""
     drain_seconds: float = 2.0
     """Seconds to go on sending when told to stop. Default 2; what is left waits in the buffer."""
 
@@ -158,14 +175,35 @@ class EdgeSettings:
 
 
 def load(path: Path, environ: Mapping[str, str]) -> EdgeSettings:
-    """Read and check the settings file. Raises ConfigError naming the key."""
-    loaded = settings.load(EdgeSettings, path, environ)
+    """Read and check the settings file, completed by the enrolment. Raises ConfigError."""
+    return check(path, settings.read(path), environ)
+
+
+def buffer_path(document: Mapping[str, Any]) -> Path:
+    """Where the buffer is, for those who have no complete settings yet."""
+    table = document.get("buffer")
+    given = table.get("path") if isinstance(table, Mapping) else None
+    return Path(given).expanduser() if isinstance(given, str) else BufferSettings().path
+
+
+def check(path: Path, document: Mapping[str, Any], environ: Mapping[str, str]) -> EdgeSettings:
+    """The settings that ``document``, read from ``path``, comes to. Raises ConfigError."""
+    document, environ = _completed(path, document, environ)
+    loaded = settings.decode(EdgeSettings, document, environ, where=str(path))
     topics.check_name("[device] id", loaded.device.id)
     topics.check_name("[device] store", loaded.device.store)
     BusinessCalendar(loaded.device.zone)
     if loaded.mqtt.version not in ("3.1.1", "5"):
         raise ConfigError(
             f"[mqtt] version {loaded.mqtt.version!r} is not known", "use '3.1.1' or '5'"
+        )
+    if loaded.mqtt.transport not in ("tcp", "websockets"):
+        raise ConfigError(
+            f"[mqtt] transport {loaded.mqtt.transport!r} is not known", "use 'tcp' or 'websockets'"
+        )
+    if not loaded.mqtt.websocket_path.startswith("/"):
+        raise ConfigError(
+            f"[mqtt] websocket_path {loaded.mqtt.websocket_path!r} is no path", "begin it with '/'"
         )
     if loaded.log.level not in ("debug", "info", "warning", "error"):
         raise ConfigError(
@@ -177,11 +215,61 @@ def load(path: Path, environ: Mapping[str, str]) -> EdgeSettings:
         ("[mqtt] heartbeat_seconds", loaded.mqtt.heartbeat_seconds, 0.1),
         ("[mqtt] ack_timeout_seconds", loaded.mqtt.ack_timeout_seconds, 0.1),
         ("[mqtt] reconnect_cap_seconds", loaded.mqtt.reconnect_cap_seconds, 0.1),
+        ("[mqtt] silence_seconds", loaded.mqtt.silence_seconds, 0.1),
+        ("[mqtt] storm_guard_seconds", loaded.mqtt.storm_guard_seconds, 0.0),
         ("[mqtt] drain_seconds", loaded.mqtt.drain_seconds, 0.0),
     ):
         settings.check_seconds(name, seconds, least)
+    if not 0 <= loaded.mqtt.live_share_ratio <= 1:
+        raise ConfigError(
+            f"[mqtt] live_share_ratio {loaded.mqtt.live_share_ratio} cannot be", "give 0 to 1"
+        )
     settings.check_port("[mqtt] port", loaded.mqtt.port, 1)
     return loaded
+
+
+def _completed(
+    path: Path, document: Mapping[str, Any], environ: Mapping[str, str]
+) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    """What the settings leave open, as the hub said at the enrolment. The settings win, but who
+    the device is must not be said in two ways."""
+    device, mqtt = document.get("device", {}), document.get("mqtt", {})
+    if not isinstance(device, Mapping) or not isinstance(mqtt, Mapping):
+        return document, environ  # decoding says what is wrong
+    buffer = buffer_path(document)
+    known = identity.read(buffer)
+    if known is None:
+        missing = [key for key in ("id", "store", "zone") if key not in device]
+        if missing:
+            raise ConfigError(
+                f"{path}: device: {', '.join(map(repr, missing))} must be set",
+                "enrol the device: scout-edge enrol --hub https://… --token …; or write them",
+            )
+        return document, environ
+    own = {"id": known.device_id, "store": known.store_id, "zone": known.zone}
+    for key, value in own.items():
+        if device.get(key, value) != value:
+            raise ConfigError(
+                f"{path}: [device] {key} is {device[key]!r}, but the device was enrolled as"
+                f" {value!r} ({identity.path_of(buffer)})",
+                f"remove {key} from the settings; a box that moves or is renamed is enrolled anew",
+            )
+    # Its own broker: then nothing of the hub's holds for it.
+    route: dict[str, Any] = {}
+    if "host" not in mqtt:
+        route = {
+            "host": known.broker_host,
+            "port": known.broker_port,
+            "tls": known.broker_tls,
+        }
+        if known.broker_ca:
+            route["tls_ca"] = str(identity.ca_path(buffer))
+    # The installer's edge.env has the variable, empty.
+    password = environ.get("SCOUT_MQTT_PASSWORD") or known.password
+    return (
+        {**document, "device": {**own, **device}, "mqtt": {**route, **mqtt}},
+        {**environ, "SCOUT_MQTT_PASSWORD": password},
+    )
 
 
 def as_dict(loaded: EdgeSettings) -> dict[str, Any]:

@@ -26,6 +26,8 @@ SUSPECT = ".suspect"
 """Beside the file: SQLite found it damaged while it was in use; the short check may not."""
 _QUICK_CHECK_SECONDS = 2.0  # a check of a 1 GB file takes minutes on an SD card
 
+_CACHE_KILOBYTES = 512  # the hot pages are few, and a Raspberry Pi has other uses for memory
+
 _PRAGMAS = f"""
 -- 4 KB is the sector of flash and the default; set, so that max_page_count means bytes.
 pragma page_size = {PAGE_BYTES};
@@ -39,8 +41,6 @@ pragma synchronous = full;
 pragma wal_autocheckpoint = 256;
 -- The WAL shrinks again after a burst.
 pragma journal_size_limit = 2097152;
--- 1 MB of cache: the hot pages are few, and a Raspberry Pi has other uses for memory.
-pragma cache_size = -1024;
 -- Nothing temporary is worth a write to flash.
 pragma temp_store = memory;
 -- The readers are ours and quick.
@@ -118,6 +118,8 @@ def open_writer(path: Path) -> sqlite3.Connection:
             raise PermanentError("SQLite found damage while it was in use")
         database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
+            # Before the check, which reads the whole file: 2 MB are SQLite's default.
+            database.execute(f"pragma cache_size = -{_CACHE_KILOBYTES}")
             check(database, path)
             database.executescript(_PRAGMAS)
         except BaseException:
@@ -129,7 +131,10 @@ def open_writer(path: Path) -> sqlite3.Connection:
 def open_reader(path: Path) -> sqlite3.Connection:
     """A connection that cannot write, to an existing file."""
     reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    reader.executescript("pragma query_only = on; pragma busy_timeout = 5000;")
+    reader.executescript(
+        f"pragma query_only = on; pragma busy_timeout = 5000;"
+        f" pragma cache_size = -{_CACHE_KILOBYTES};"
+    )
     return reader
 
 
@@ -140,7 +145,8 @@ def check(database: sqlite3.Connection, path: Path) -> None:
     (tables,) = database.execute("select count(*) from sqlite_schema").fetchone()
     if not tables and not application:
         return
-    if application != journal.APPLICATION_ID or version != journal.SCHEMA_VERSION:
+    known = 1 <= version <= journal.SCHEMA_VERSION
+    if application != journal.APPLICATION_ID or not known:
         raise PermanentError(
             f"{path} is not a buffer of this program (application {application:#x}, version"
             f" {version})",

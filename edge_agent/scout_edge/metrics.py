@@ -55,6 +55,9 @@ class AgentMetrics:
         self.dropped_rejects = counter(
             "dropped_rejects_total", "Kept unreadable lines, dropped at the limit.", ("source",)
         )
+        self.clock_jumps = counter(
+            "clock_jumps_total", "Jumps of the wall clock, either way, against the monotonic one."
+        )
         self.shaped_readings = counter(
             "shaped_readings_total", "Readings that shaping left out or merged.", ("source",)
         )
@@ -86,6 +89,7 @@ class AgentMetrics:
             "reconnects": _total(self.reconnects),
             "source_failures": _total(self.source_failures),
             "unreadable_records": _total(self.unreadable_records),
+            "clock_jumps": _total(self.clock_jumps),
         }
 
 

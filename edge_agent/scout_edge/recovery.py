@@ -40,7 +40,7 @@ from typing import Any
 from scout_edge import database, journal
 from scout_edge.buffer import Buffer
 from scout_edge.database import DamagedError
-from scout_edge.journal import Journal
+from scout_edge.journal import TAIL_KINDS, Journal
 from scout_edge.pages import Pages, Row
 from scout_edge.room import Limits
 from scout_shared import logs, wire
@@ -220,8 +220,8 @@ class _Facts:
     epoch: bytes = b""
     zone: str = ""
     next_sequence: int = 0
-    tail: list[tuple[int, int, int, int, bytes]] = field(default_factory=list)
-    """(kind, accepted_ms, records, crc, body)"""
+    tail: list[tuple[int, int, int, int, bytes, bytes, int, int]] = field(default_factory=list)
+    """(kind, accepted_ms, records, crc, body, boot_id, clock, mono_ms)"""
     ledger: list[tuple[int, int, int, int]] = field(default_factory=list)
     """(day, kind, records, version)"""
     sources: list[tuple[str, str]] = field(default_factory=list)
@@ -232,7 +232,7 @@ class _Facts:
     def agree(self) -> bool:
         """Sealed and unsealed records are as many as the ledger counts: three pages agree."""
         accepted = sum(records for _, _, records, _ in self.ledger)
-        unsealed = sum(records for _, _, records, _, _ in self.tail)
+        unsealed = sum(row[2] for row in self.tail)
         return self.next_sequence > 0 and self.next_sequence - 1 + unsealed == accepted
 
 
@@ -282,7 +282,8 @@ def _rebuild(damaged: Path, target: Path, zone: str) -> Report:
             last = facts.next_sequence - 1
             made.executemany("insert or ignore into ledger values (?, ?, ?, ?)", facts.ledger)
         made.executemany(
-            "insert into tail (kind, accepted_ms, records, crc, body) values (?, ?, ?, ?, ?)",
+            "insert into tail (kind, accepted_ms, records, crc, body, boot_id, clock, mono_ms)"
+            " values (?, ?, ?, ?, ?, ?, ?, ?)",
             facts.tail,
         )
         made.executemany("insert or ignore into sources values (?, ?)", facts.sources)
@@ -295,7 +296,6 @@ def _rebuild(damaged: Path, target: Path, zone: str) -> Report:
             "epoch": epoch,
             "zone": _known(facts.zone) or zone,
             "next_sequence": last + 1,
-            "ledger_version": max((row[3] for row in facts.ledger), default=0) if agree else 0,
             "recovered": 1,
         }
         made.executemany("insert or replace into meta values (?, ?)", meta.items())
@@ -398,11 +398,15 @@ def _facts(pages: Pages, roots: dict[str, int]) -> _Facts:
         facts.zone = zone
     if isinstance(following, int):
         facts.next_sequence = following
-    for _, row in pages.table(roots["tail"]):
-        if _shaped(row, (object, int, int, int, int, bytes)):
-            kind, accepted_ms, records, crc, body = row[1:]
-            if kind in wire.KIND_NAMES and 1 <= records <= wire.MAX_RECORDS:
-                facts.tail.append((kind, accepted_ms, records, crc, body))
+    for _, found in pages.table(roots["tail"]):
+        # Version 1 of the file noted no clocks.
+        row = found if len(found) != 6 else (*found, bytes(16), wire.CLOCK_UNKNOWN, 0)
+        if (
+            _shaped(row, (object, int, int, int, int, bytes, bytes, int, int))
+            and row[1] in TAIL_KINDS
+            and 1 <= row[3] <= wire.MAX_RECORDS
+        ):
+            facts.tail.append(row[1:])
     for row in pages.index(roots["ledger"]):
         if _shaped(row, (int, int, int, int)):
             facts.ledger.append(row)

@@ -175,6 +175,8 @@ class FleetCounts(Answer):
     unknown: int
     """Never heard by themselves."""
     retired: int
+    maintenance: int = 0
+    """Of these nothing is expected; they are counted nowhere else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -321,9 +323,13 @@ class Device(Answer):
     """Age of the oldest record without receipt; None: none, or it never said."""
     buffer_bytes: int | None
     clock_skew_seconds: float | None
-    """Device clock minus hub clock."""
+    """Device clock minus hub clock, by the quickest of its last hellos."""
     clock_synced: bool | None
     quarantine_open: int
+    given_up_records: int
+    """Accepted by the device and declared as lost; those that came after all are not counted."""
+    damaged_files: int | None
+    """Damaged buffer files that lie on the device; None: it never said."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -354,6 +360,23 @@ class Stream(Answer):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Gap(Answer):
+    """A range of records that a device accepted and declared that it gave up."""
+
+    stream_id: int
+    first_sequence: int
+    records: int
+    """Of the range, those that were not here."""
+    kind: str
+    """readings, documents or unknown."""
+    reason: str
+    """damaged, thin or drop_oldest."""
+    declared_at: dt.datetime
+    closed_at: dt.datetime | None
+    """When the records came after all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LatestReading(Answer):
     """The newest value of one metric of a device; look at its age before its value."""
 
@@ -361,9 +384,14 @@ class LatestReading(Answer):
     """Name with its unit."""
     value: float
     observed_at: dt.datetime
+    """As it was stamped."""
     received_at: dt.datetime
     age_seconds: float
     """Since it was received."""
+    happened_at: dt.datetime | None
+    """``observed_at``, repaired where the device's clock was wrong; None: nobody knows."""
+    time_provenance: str
+    """Of ``happened_at``: observed, recovered (by the clock of that boot) or unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -373,6 +401,8 @@ class DeviceDetail(Answer):
     as_of: dt.datetime
     device: Device
     streams: tuple[Stream, ...]
+    gaps: tuple[Gap, ...]
+    """What it gave up, the newest 50 ranges."""
     readings: tuple[LatestReading, ...]
     """Of the last two days of receipt."""
     counters: dict[str, int]

@@ -50,8 +50,13 @@ def load(cls: type[T], path: Path | None, environ: Mapping[str, str] = os.enviro
     """
     if path is None:
         return decode(cls, {}, environ)
+    return decode(cls, read(path), environ, where=str(path))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The TOML file at ``path`` as it is. Raises ConfigError: it cannot be read, or is not TOML."""
     try:
-        document = tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise ConfigError(
             f"settings file {path} cannot be read: {error.strerror}",
@@ -59,7 +64,6 @@ def load(cls: type[T], path: Path | None, environ: Mapping[str, str] = os.enviro
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"settings file {path} is not TOML: {error}") from error
-    return decode(cls, document, environ, where=str(path))
 
 
 def decode(

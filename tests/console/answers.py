@@ -32,6 +32,8 @@ def device(store_id: str = "343", status: str = "online", **given: Any) -> answe
         "clock_skew_seconds": 0.1,
         "clock_synced": True,
         "quarantine_open": 0,
+        "given_up_records": 0,
+        "damaged_files": 0,
     }
     return answers.Device(**{**values, **given})
 

@@ -110,6 +110,7 @@ def test_what_is_broken_is_on_the_first_page_with_its_since(world: World, consol
     page = console.open()
     world.dark("343", 12)
     world.lose("367", 37)
+    world.give_up("343", 1_500)
     world.quarantine("406", 12)
     world.fail()
     # no reload: the page refreshes itself
@@ -129,6 +130,9 @@ def test_what_is_broken_is_on_the_first_page_with_its_since(world: World, consol
     console.page.get_by_role("link", name="Store 343 dark").click()
     console.see("Store 343 · till-343", "88 (12 min old)", "America/New_York", "cpu_ratio")
     assert console.page.url.endswith("/fleet?device=till-343")
+    given_up = page.get_by_role("table", name="What it gave up")
+    expect(given_up.locator("tbody tr")).to_contain_text("1,500")
+    expect(given_up.locator("tbody tr")).to_contain_text("buffer full, readings thinned")
     # the chart has its table beside it
     expect(page.locator('[data-testid="stVegaLiteChart"]')).to_be_visible(timeout=20_000)
     console.see("1,088", "under way")

@@ -196,6 +196,15 @@ where kind = 2 and business_date = current_date
     and stream_id = (select stream_id from metadata.streams where store_id = %(store_id)s);
 """
 
+_GIVE_UP: LiteralString = """
+insert into metadata.gaps (
+    stream_id, first_sequence, sequences, records, kind, reason, days, device_id, store_id
+)
+select stream_id, 7, %(records)s, %(records)s, 1, 'thin', '[]', device_id, store_id
+from metadata.streams
+where store_id = %(store_id)s
+"""
+
 _QUARANTINE: LiteralString = """
 insert into metadata.quarantine (
     stage, dataset, reason, rules, message, store_id, device_id, stream_id, sequence, business_date,
@@ -271,6 +280,10 @@ class World:
     def lose(self, store_id: str, records: int) -> None:
         """Records that are said to be here are not: a remainder."""
         self._run(_LOSE, store_id=store_id, records=records)
+
+    def give_up(self, store_id: str, records: int) -> None:
+        """The device had no more room for readings, and declares what it gave up."""
+        self._run(_GIVE_UP, store_id=store_id, records=records)
 
     def quarantine(self, store_id: str, records: int) -> None:
         """Records that broke their contract."""

@@ -204,3 +204,12 @@ def test_a_busy_port_stops_the_start_clearly(
     # An agent without broker works, and stops at once.
     assert fetch(config, "/v1/status")["connected"] is False
     assert agent.terminate(timeout=10) == 0
+
+
+def test_an_agent_carries_nothing_in_memory_that_only_other_commands_use() -> None:
+    asked = "import sys, scout_edge.cli; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert {"scout_edge.agent", "aiomqtt"} <= loaded
+    unwanted = {"scout_edge.doctor", "importlib.metadata", "zipfile", "pymodbus", "sqlite_utils"}
+    assert not loaded & unwanted, "make bench BENCH=footprint says what it costs"

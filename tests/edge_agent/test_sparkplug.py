@@ -524,6 +524,11 @@ def test_wrong_settings_are_named(given: dict[str, Any], message: str) -> None:
         TopicSettings(**{**base, **given})
 
 
+def test_sparkplug_and_plain_topics_are_two_sources() -> None:
+    with pytest.raises(ConfigError, match="are two sources"):
+        MqttSourceSettings((ALL, TopicSettings("a", "b")))
+
+
 def test_a_float_is_four_bytes_on_the_wire() -> None:
     """Golden bytes: NDATA seq 1, one metric, alias 5, float 4.1."""
     data = b"\x12\x07\x10\x05\x65" + struct.pack("<f", 4.1) + b"\x18\x01"

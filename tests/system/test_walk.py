@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from tests.edge_agent.test_cli import fetch
 from tests.edge_agent.test_install import ROOT, script
 from tests.harness.process import Process
 from tests.harness.waiting import eventually, free_port
-from tests.system.world import ZONE, running
+from tests.system.world import running
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -55,10 +55,10 @@ def test_install_unplug_power_cut_plug_in_everything_arrived(
     settings = prefix / "etc/scout/edge.toml"
     shown: list[str] = []
 
-    def do(line: str, code: int = 0) -> str:
-        """A command line of the walk, as it stands there; its output."""
+    def do(line: str, code: int = 0, real: Mapping[str, str] | None = None) -> str:
+        """A command line of the walk, as it stands there; its output. ``real``: word → here."""
         assert f"$ {line}\n" in steps, f"the walk in {README} has no line: {line}"
-        words = line.removeprefix("sudo ").split()
+        words = [(real or {}).get(word, word) for word in line.removeprefix("sudo ").split()]
         assert words[0] == "scout-edge"
         environ = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         command = [prefix / "usr/local/bin/scout-edge", *words[1:], "--config", settings]
@@ -103,18 +103,27 @@ def test_install_unplug_power_cut_plug_in_everything_arrived(
             pytest.skip(f"the packages of requirements/edge.txt cannot be had: {done.stderr}")
         assert done.returncode == 0, done.stderr
         text = settings.read_text()
-        for key, value in (
-            ("id", '"till-9"'),
-            ("store", '"101"'),
-            ("zone", f'"{ZONE}"'),
-            ("path", f'"{prefix}/var/lib/scout/edge.db"'),
-        ):
-            text = re.sub(rf"(?m)^{key} = \S+", f"{key} = {value}", text)
-        text = text.replace("port = 1883", f"port = {cable}").replace("port = 8780", "")
+        path = f'path = "{prefix}/var/lib/scout/edge.db"'
+        text = re.sub(r"(?m)^path = \S+", path, text).replace("port = 8780", "")
+        # The hub tells its devices where the broker is; here there is a cable between.
+        text = text.replace("[mqtt]\n", f'[mqtt]\nhost = "127.0.0.1"\nport = {cable}\n')
         text = text.replace("[http]\n", f"[http]\nport = {door}\n")
         text = text.replace("reconnect_cap_seconds = 300.0", "reconnect_cap_seconds = 2.0")
         settings.write_text(text)
 
+        order = "scout-hub device token --store 101 --device till-9 --zone America/New_York"
+        assert f"`{order}`" in steps
+        made = world.hub(*order.split()[1:], "--json")
+        assert made.returncode == 0, made.stderr
+        enrolment = "sudo scout-edge enrol --hub https://hub.example --token"
+        done_so = do(
+            f"{enrolment} K7QXM4-ABCD-EFGH-JKMN-PQRS",
+            real={
+                "https://hub.example": f"http://127.0.0.1:{world.address.api}",
+                "K7QXM4-ABCD-EFGH-JKMN-PQRS": json.loads(made.stdout)["token"],
+            },
+        )
+        assert done_so == "enrolled as till-9 in store 101 (America/New_York)\n"
         assert "right. Device till-9 in store 101" in do("sudo scout-edge check-config")
         relay = plug_in()
         agent = power_on()

@@ -20,10 +20,20 @@ from prometheus_client import (
     generate_latest,
 )
 
-from scout_central.api import datasets, failures, files, fleet, origins, overview, pipeline
+from scout_central.api import (
+    datasets,
+    devices,
+    failures,
+    files,
+    fleet,
+    origins,
+    overview,
+    pipeline,
+)
 from scout_central.api.auth import FleetViewer, TokenBook
 from scout_central.api.reading import Door
-from scout_central.config import Settings, Token
+from scout_central.config import Broker, Mqtt, Settings, Token
+from scout_central.fleet.door import FleetDoor
 from scout_central.storage import FileStore
 from scout_central.uploads import Limits, UploadDoor
 from scout_shared import __version__, logs
@@ -55,11 +65,21 @@ SECONDS = Histogram(
 
 def create_app(settings: Settings) -> FastAPI:
     """The API with the hub's settings. Raises ConfigError when they name no database."""
-    return build_app(settings.database_dsn(), settings.api.tokens, settings.storage.directory)
+    dsn = settings.database_dsn()
+    return build_app(
+        dsn,
+        settings.api.tokens,
+        settings.storage.directory,
+        fleet_door=FleetDoor(dsn, settings.broker, settings.mqtt),
+    )
 
 
 def build_app(
-    dsn: str, tokens: Sequence[Token], storage: Path, limits: Limits | None = None
+    dsn: str,
+    tokens: Sequence[Token],
+    storage: Path,
+    limits: Limits | None = None,
+    fleet_door: FleetDoor | None = None,
 ) -> FastAPI:
     """The API on the database at ``dsn``, for the bearers of ``tokens``; files go to ``storage``.
 
@@ -88,13 +108,15 @@ def build_app(
     app.state.door = door
     app.state.tokens = TokenBook.of(tokens)
     app.state.uploads = UploadDoor(dsn, FileStore(storage), limits)
+    app.state.fleet = fleet_door or FleetDoor(dsn, Broker(), Mqtt(password=""))
+    app.state.tries = devices.Tries()
     app.state.version = __version__
     app.state.started_at = dt.datetime.now(dt.UTC)
     failures.install(app)
     app.middleware("http")(_observe)
     app.add_middleware(failures.Deadline, seconds=failures.REQUEST_SECONDS)
     # origins before pipeline: /lineage/row is not the lineage of a dataset named "row"
-    for module in (overview, fleet, datasets, origins, pipeline, files):
+    for module in (overview, fleet, devices, datasets, origins, pipeline, files):
         app.include_router(module.router, prefix="/v1", responses=_FAILURES)
     app.add_api_route(
         "/metrics", get_metrics, include_in_schema=False, response_class=Response, methods=["GET"]

@@ -15,6 +15,7 @@ from scout_shared.answers import (
     Device,
     DeviceDetail,
     Fleet,
+    Gap,
     LatestReading,
     Reconciliation,
     ReconciliationRow,
@@ -65,6 +66,7 @@ def get_device(request: Request, viewer: Viewer, device_id: str) -> DeviceDetail
             streams=tuple(
                 Stream(**r) for r in reader.rows(statements.STREAMS, device_id=device_id)
             ),
+            gaps=tuple(Gap(**r) for r in reader.rows(statements.GAPS, device_id=device_id)),
             readings=tuple(
                 LatestReading(**r)
                 for r in reader.rows(statements.LATEST_READINGS, device_id=device_id)

@@ -16,6 +16,7 @@ def _read(name: str) -> bytes:
 HEALTH = _read("health")
 FLEET = _read("fleet")
 STREAMS = _read("streams")
+GAPS = _read("gaps")
 LATEST_READINGS = _read("latest_readings")
 RECONCILIATION = _read("reconciliation")
 RUNS = _read("runs")

@@ -108,15 +108,17 @@ def overall(parts: Sequence[Component]) -> str:
 
 
 def fleet_counts(devices: Sequence[Row]) -> FleetCounts:
-    """Devices by state."""
-    words = [d["status"] for d in devices if d["lifecycle"] != "retired"]
+    """Devices by state. Of one in maintenance nobody expects a word: its silence is no state."""
+    words = [d["status"] for d in devices if d["lifecycle"] not in ("retired", "maintenance")]
+    retired = sum(d["lifecycle"] == "retired" for d in devices)
     return FleetCounts(
         devices=len(words),
         online=words.count("online"),
         late=words.count("late"),
         dark=words.count("dark"),
         unknown=words.count("unknown"),
-        retired=len(devices) - len(words),
+        retired=retired,
+        maintenance=len(devices) - len(words) - retired,
     )
 
 

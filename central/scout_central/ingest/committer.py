@@ -50,6 +50,7 @@ from scout_central.ingest.ledger import (
     write_tallies,
 )
 from scout_shared.errors import PermanentError, TransientError
+from scout_shared.messages import Receipt
 from scout_shared.wire import SegmentHeader
 
 PARTITION_DAYS = 8
@@ -74,8 +75,10 @@ class Committed:
 class Committer:
     """One connection and its caches; for one thread. Connects when first needed."""
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, *, enrolment: str = "open") -> None:
+        """``enrolment``: as the setting of that name; "required" holds back unknown devices."""
         self._dsn = dsn
+        self._required = enrolment == "required"
         self._connection: database.Connection | None = None
         self._streams: dict[tuple[str, bytes], int] = {}
         self._devices: set[str] = set()
@@ -101,9 +104,12 @@ class Committer:
             with database.translated():
                 connection = self._connect()
                 received_ms = time.time_ns() // 1_000_000
-                self._prepare(connection, batch, received_ms)
+                held = self._held(connection, batch) if self._required else frozenset()
+                admitted = [item for item in batch if item.arrival.device_id not in held]
+                self._prepare(connection, admitted, received_ms)
                 with connection.transaction():
-                    return self._store(connection, batch, received_ms)
+                    stored = self._store(connection, admitted, received_ms)
+                return _with_held(stored, batch, held) if held else stored
         except TransientError:
             self.close()
             raise
@@ -228,14 +234,37 @@ class Committer:
             return
         seen = {"devices": [d for d, _ in streams], "epochs": [e for _, e in streams]}
         with connection.transaction():
-            connection.execute(
-                sql.MAKE_DEVICES, {"devices": list(stores), "stores": list(stores.values())}
-            )
+            self._make_devices(connection, stores)
             connection.execute(sql.MAKE_STREAMS, seen)
             found = connection.execute(sql.FIND_STREAMS, seen).fetchall()
         self._devices.update(stores)
         for device_id, epoch, stream_id in found:
             self._streams[device_id, bytes(epoch)] = stream_id
+
+    def _make_devices(self, connection: database.Connection, stores: dict[str, str]) -> None:
+        connection.execute(
+            sql.MAKE_DEVICES,
+            {
+                "devices": list(stores),
+                "stores": list(stores.values()),
+                "state": "pending" if self._required else "active",
+            },
+        )
+
+    def _held(self, connection: database.Connection, batch: Sequence[Parsed]) -> frozenset[str]:
+        """The devices in ``batch`` that wait for an operator; the unknown ones become pending."""
+        stores = {
+            item.arrival.device_id: item.arrival.store_id
+            for item in batch
+            if not isinstance(item, UnreadableArrival)
+        }
+        unknown = {d: s for d, s in stores.items() if d not in self._devices}
+        if unknown:
+            self._make_devices(connection, unknown)
+        # Asked anew for each batch: who is let in must not wait for a cache.
+        heard = {item.arrival.device_id for item in batch}
+        rows = connection.execute(sql.ADMITTED_DEVICES, {"devices": list(heard)})
+        return frozenset(heard.difference(device_id for (device_id,) in rows))
 
     # --- inside the transaction
 
@@ -245,6 +274,7 @@ class Committer:
         streams = [self._streams[key] if key else None for key in map(stream_key, batch)]
         work = self._begin(connection, streams, received_ms)
         self._check_stores(work, batch, streams)
+        _report_retired(work, batch, streams)
         landed, contested, gaps, closing = _sort_out(connection, work, batch, streams)
         self._copy_readings(connection, work, landed)
         _copy_documents(connection, work, landed)
@@ -273,10 +303,12 @@ class Committer:
         wanted = sorted({stream_id for stream_id in streams if stream_id is not None})
         work = Work(received_ms, 0, {}, set(), [Outcome.NOTED] * len(streams))
         if wanted:
-            for stream_id, store_id, doubtful in connection.execute(
+            for stream_id, store_id, doubtful, retired in connection.execute(
                 sql.LOCK_STREAMS, {"streams": wanted}
             ):
                 work.stores[stream_id] = store_id
+                if retired:
+                    work.retired.add(stream_id)
                 if doubtful:
                     work.doubtful.add(stream_id)
             if len(work.stores) != len(wanted):
@@ -333,6 +365,41 @@ class Committer:
                     0 if excluded is None else int(excluded.sum())
                 )
             copy.write(column.COPY_TRAILER)
+
+
+def _report_retired(work: Work, batch: Sequence[Parsed], streams: list[int | None]) -> None:
+    """Nothing of a retired device is lost, but somebody must know that it still works."""
+    for item, stream_id in zip(batch, streams, strict=True):
+        if stream_id in work.retired and isinstance(item, SegmentArrival):
+            device_id = item.arrival.device_id
+            note_error(
+                work,
+                item,
+                code="retired_device",
+                severity="high",
+                message=f"device {device_id} is retired and still sends; its data is kept under "
+                f"store {work.stores[stream_id]}",
+                hint="fetch the device, or enrol it again: scout-hub device token --device",
+                records=item.header.records,
+            )
+
+
+def _with_held(stored: Committed, batch: Sequence[Parsed], held: frozenset[str]) -> Committed:
+    """``stored``, and for those that are held back a receipt that says: wait."""
+    outcomes = iter(stored.outcomes)
+    receipts = {
+        key: StreamReceipt(
+            item.arrival.store_id, item.arrival.device_id, Receipt(key[1], 0, credit=0), held=True
+        )
+        for item in batch
+        if item.arrival.device_id in held and (key := stream_key(item)) is not None
+    }
+    return Committed(
+        [*stored.receipts, *receipts.values()],
+        [Outcome.HELD if i.arrival.device_id in held else next(outcomes) for i in batch],
+        stored.rows,
+        stored.quarantined_records,
+    )
 
 
 class _Intervals:

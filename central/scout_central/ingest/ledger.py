@@ -8,7 +8,7 @@ Not its job: bronze rows (``committer.py``), deciding what is bad (``isolation.p
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
@@ -20,15 +20,19 @@ from scout_central.ingest import statements as sql
 from scout_central.ingest.arrivals import HelloArrival, Parsed, SegmentArrival, StatusArrival
 from scout_shared import wire
 from scout_shared.errors import ConfigError
-from scout_shared.messages import Receipt
+from scout_shared.messages import BootClock, Receipt
 from scout_shared.zones import UNKNOWN_DAY, BusinessCalendar
 
 MAX_RANGES = 64
 """Ranges above the watermark in one receipt; a device resends what lies beyond them."""
 
+CLOCK_WRONG_SECONDS = 60.0
+CLOCK_SAMPLES = 3
+"""Hellos after which it is not a delay that makes a clock look slow."""
+
 
 class Outcome(StrEnum):
-    """What became of one arrival. Only REFUSED leaves the device with something to send again."""
+    """What became of one arrival. Only REFUSED and HELD leave the device with something to send."""
 
     LANDED = "landed"
     REDELIVERED = "redelivered"
@@ -37,6 +41,8 @@ class Outcome(StrEnum):
     """A declared gap: it has the sequences, the records are lost."""
     REFUSED = "refused"
     NOTED = "noted"
+    HELD = "held"
+    """Of a device that is pending: nothing is stored, it keeps its data and is told to wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,8 @@ class StreamReceipt:
     """Store of the topic on which the device spoke, and listens."""
     device_id: str
     receipt: Receipt
+    held: bool = False
+    """The device is pending: credit 0, whatever room there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +109,8 @@ class Work:
     """(stream, kind, day, reason) → records; negative: they came after all."""
     records: list[tuple[int, Record]] = field(default_factory=list)
     errors: dict[tuple[str, str], _Error] = field(default_factory=dict)
+    retired: set[int] = field(default_factory=set)
+    """Streams of retired devices."""
     contested: set[tuple[int | None, int | None, bytes]] = field(default_factory=set)
 
 
@@ -157,6 +167,7 @@ def add_segments(
         assert accepted.item.columns is not None
         for day, count in accepted.item.columns.days.items():
             work.received[accepted.stream_id, accepted.item.header.kind, day] += count
+    _insert_spans(connection, added)
     doubtful = [a for a in added if a.stream_id in work.doubtful]
     if doubtful:
         connection.execute(
@@ -164,6 +175,28 @@ def add_segments(
             {
                 "streams": [a.stream_id for a in doubtful],
                 "firsts": [a.item.header.first_sequence for a in doubtful],
+            },
+        )
+
+
+def _insert_spans(connection: database.Connection, landed: list[Accepted]) -> None:
+    """Which of ``landed`` hold times of a doubtful clock."""
+    stamped = [
+        (accepted, accepted.item.columns.span)
+        for accepted in landed
+        if isinstance(accepted.item.columns, column.ReadingColumns)
+        and accepted.item.columns.span is not None
+    ]
+    if stamped:
+        connection.execute(
+            sql.INSERT_SPANS,
+            {
+                "streams": [a.stream_id for a, _ in stamped],
+                "firsts": [a.item.header.first_sequence for a, _ in stamped],
+                "records": [a.item.header.records for a, _ in stamped],
+                "boots": [span.boot_id for _, span in stamped],
+                "clocks": [span.clock for _, span in stamped],
+                "offsets": [span.offset_ms for _, span in stamped],
             },
         )
 
@@ -237,7 +270,7 @@ def greet(
     if not latest:
         return
     hellos = [item.hello for item in by_device.values()]
-    connection.execute(
+    clocks = connection.execute(
         sql.GREET_DEVICES,
         {
             "devices": list(by_device),
@@ -249,6 +282,9 @@ def greet(
             "hub_ms": work.received_ms,
         },
     )
+    for device_id, skew_seconds, samples in clocks:
+        _judge_clock(work, by_device[device_id], skew_seconds, samples)
+    _learn_boots(connection, latest.values())
     for item in by_device.values():
         if item.hello.damaged_files:
             _note_damage(work, item)
@@ -265,6 +301,47 @@ def greet(
     )
     if produced:
         connection.execute(sql.RAISE_PRODUCED, _days_apart(produced))
+
+
+def _learn_boots(connection: database.Connection, greeted: Iterable[HelloArrival]) -> None:
+    """In which boots a device's clock became known; the later word about a boot counts."""
+    learned: dict[tuple[str, bytes], BootClock] = {}
+    for item in greeted:
+        for boot in item.hello.boots:
+            key = item.arrival.device_id, boot.boot_id
+            if key not in learned or learned[key].known_ms < boot.known_ms:
+                learned[key] = boot
+    if learned:
+        connection.execute(
+            sql.LEARN_BOOTS,
+            {
+                "devices": [device_id for device_id, _ in learned],
+                "boots": [boot_id for _, boot_id in learned],
+                "offsets": [boot.offset_ms for boot in learned.values()],
+                "uncertainties": [
+                    min(boot.uncertainty_ms, wire.MAX_OFFSET_MS) for boot in learned.values()
+                ],
+                "known": [boot.known_ms for boot in learned.values()],
+            },
+        )
+
+
+def _judge_clock(work: Work, item: HelloArrival, skew_seconds: float, samples: int) -> None:
+    """Note a clock that is wrong. Behind may be a message that waited: only more of them say it."""
+    is_behind = skew_seconds < -CLOCK_WRONG_SECONDS and samples >= CLOCK_SAMPLES
+    if not is_behind and skew_seconds <= CLOCK_WRONG_SECONDS:
+        return
+    device_id = item.arrival.device_id
+    where = "ahead of" if skew_seconds > 0 else "behind"
+    note_error(
+        work,
+        item,
+        code="clock_wrong",
+        severity="medium",
+        message=f"the clock of device {device_id} is {abs(skew_seconds):,.0f} s {where} the hub's",
+        hint="run 'scout-edge doctor' on the device: does its network let NTP (UDP port 123) out? "
+        "what it stamps meanwhile is marked, and repaired once its clock is right in that boot",
+    )
 
 
 def _note_damage(work: Work, item: HelloArrival) -> None:

@@ -46,6 +46,9 @@ class Receipts:
         with self._lock:
             for r in receipts:
                 address = (r.store_id, r.device_id, r.receipt.epoch)
+                if r.held:
+                    self._send(address, r.receipt, credit=0)
+                    continue
                 self._active.pop(address, None)
                 self._active[address] = (now, r.receipt)
                 self._forget(now)
@@ -81,10 +84,12 @@ class Receipts:
         for address, (_, receipt) in self._active.items():
             self._send(address, receipt)
 
-    def _send(self, address: _Address, receipt: Receipt) -> None:
+    def _send(self, address: _Address, receipt: Receipt, credit: int | None = None) -> None:
         store_id, device_id, epoch = address
         payload = replace(
-            receipt, credit=self.credit(), hub_time_ms=time.time_ns() // 1_000_000
+            receipt,
+            credit=self.credit() if credit is None else credit,
+            hub_time_ms=time.time_ns() // 1_000_000,
         ).encode()
         if self._publish(topics.receipt(store_id, device_id, epoch), payload):
             meters.RECEIPTS.inc()

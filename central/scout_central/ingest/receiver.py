@@ -248,7 +248,7 @@ class Receiver:
         return False
 
     def _commit(self, stop: threading.Event) -> None:
-        committer = Committer(self._dsn)
+        committer = Committer(self._dsn, enrolment=self._settings.enrolment)
         try:
             while not stop.is_set():
                 batch = self._next_batch()

@@ -18,14 +18,38 @@ select
     metadata.ensure_partitions(%(from_day)s::date, %(days)s::int)
 """
 
+# A device that is taken in at first sight is bound to the store that it names.
 MAKE_DEVICES = """
-insert into metadata.devices (device_id, store_id)
-select distinct on (device_id)
+with made as (
+    insert into metadata.devices (device_id, store_id, state)
+    select distinct on (device_id)
+        device_id,
+        store_id,
+        %(state)s
+    from unnest(%(devices)s::text[], %(stores)s::text[]) as seen (device_id, store_id)
+    order by device_id
+    on conflict (device_id) do nothing
+    returning
+        device_id,
+        store_id,
+        state
+)
+
+insert into metadata.device_bindings (device_id, store_id, bound_by, reason)
+select
     device_id,
-    store_id
-from unnest(%(devices)s::text[], %(stores)s::text[]) as seen (device_id, store_id)
-order by device_id
-on conflict (device_id) do nothing
+    store_id,
+    'ingest',
+    'first heard'
+from made
+where state = 'active'
+"""
+
+ADMITTED_DEVICES = """
+select device_id
+from metadata.devices
+where device_id = any(%(devices)s::text[])
+    and state <> 'pending'
 """
 
 MAKE_STREAMS = """
@@ -72,7 +96,8 @@ LOCK_STREAMS = """
 with locked as materialized (
     select
         streams.stream_id,
-        devices.store_id
+        devices.store_id,
+        devices.state
     from metadata.streams
     inner join metadata.devices using (device_id)
     where streams.stream_id = any(%(streams)s::int[])
@@ -89,7 +114,8 @@ select
         where quarantine.stream_id = locked.stream_id
             and quarantine.sha256 is not null
             and quarantine.state = 'open'
-    ) as has_quarantined_segments
+    ) as has_quarantined_segments,
+    state = 'retired' as is_retired
 from locked
 """
 
@@ -193,6 +219,24 @@ from unnest(
     stream_id, first_sequence, records, kind, outcome, bytes, crc, boot_id, clock, sealed_ms,
     sealed_mono_ms
 )
+on conflict (stream_id, first_sequence) do nothing
+"""
+
+INSERT_SPANS = """
+insert into metadata.stamped_spans (
+    stream_id, first_sequence, records, boot_id, clock, offset_ms
+)
+select
+    stream_id,
+    first_sequence,
+    records,
+    boot_id,
+    clock,
+    offset_ms
+from unnest(
+    %(streams)s::int[], %(firsts)s::bigint[], %(records)s::int[], %(boots)s::bytea[],
+    %(clocks)s::smallint[], %(offsets)s::bigint[]
+) as seen (stream_id, first_sequence, records, boot_id, clock, offset_ms)
 on conflict (stream_id, first_sequence) do nothing
 """
 
@@ -359,13 +403,64 @@ set
     hello = greeting.hello::jsonb,
     hello_received_at = now(),
     heartbeat_seconds = greeting.interval_seconds,
-    clock_skew_seconds = (greeting.device_ms - %(hub_ms)s::bigint) / 1000.0,
+    clock_samples = sampled.clock_samples,
+    clock_skew_seconds = (select max(sample) from unnest(sampled.clock_samples) as sample),
     last_seen_at = now()
 from unnest(
     %(devices)s::text[], %(zones)s::text[], %(versions)s::text[], %(hellos)s::text[],
     %(intervals)s::float8[], %(device_ms)s::bigint[]
 ) as greeting (device_id, zone, version, hello, interval_seconds, device_ms)
+inner join metadata.devices as before
+    on greeting.device_id = before.device_id
+-- Of one boot, between two jumps, the clock runs on: what differs is the delay.
+cross join lateral (
+    select
+        (
+            case
+                when before.hello -> 'boot' = greeting.hello::jsonb -> 'boot'
+                    and before.hello #> '{counters,clock_jumps}'
+                    is not distinct from greeting.hello::jsonb #> '{counters,clock_jumps}'
+                    then before.clock_samples[
+                        greatest(cardinality(before.clock_samples) - 6, 1):
+                    ]
+                else '{}'
+            end
+        ) || ((greeting.device_ms - %(hub_ms)s::bigint) / 1000.0)::float8 as clock_samples
+) as sampled
 where devices.device_id = greeting.device_id
+returning
+    devices.device_id,
+    devices.clock_skew_seconds,
+    cardinality(devices.clock_samples)
+"""
+
+LEARN_BOOTS = """
+insert into metadata.boot_clocks as known (
+    device_id, boot_id, store_id, offset_ms, uncertainty_ms, known_at
+)
+select
+    learned.device_id,
+    learned.boot_id,
+    devices.store_id,
+    learned.offset_ms,
+    learned.uncertainty_ms,
+    timestamptz 'epoch' + learned.known_ms * interval '1 millisecond'
+from unnest(
+    %(devices)s::text[], %(boots)s::bytea[], %(offsets)s::bigint[], %(uncertainties)s::bigint[],
+    %(known)s::bigint[]
+) as learned (device_id, boot_id, offset_ms, uncertainty_ms, known_ms)
+inner join metadata.devices
+    on learned.device_id = devices.device_id
+order by
+    learned.device_id,
+    learned.boot_id
+on conflict (device_id, boot_id)
+do update set
+    offset_ms = excluded.offset_ms,
+    uncertainty_ms = excluded.uncertainty_ms,
+    known_at = excluded.known_at,
+    told_at = now()
+where excluded.known_at > known.known_at
 """
 
 GREET_STREAMS = """

@@ -119,6 +119,11 @@ def device(device_id: str) -> None:
         )
     )
     _days(device_id)
+    if detail.gaps:
+        st.html(
+            markup.title("Given up", "accepted by the device, declared as lost")
+            + markup.table(sheets.gaps(detail, clock(), now), "What it gave up")
+        )
     left, right = st.columns(2, gap="large")
     left.html(
         markup.title("Telemetry", "latest values")

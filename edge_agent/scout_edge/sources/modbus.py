@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from scout_edge import clock, journal
 from scout_edge.sources import SourceContext, SourceKind
-from scout_edge.sources.outlet import Outlet
+from scout_edge.sources.outlet import Outlet, runs
 from scout_edge.sources.units import Conversion, conversion, shortest_float32
 from scout_shared.errors import ConfigError, PermanentError, TransientError
 from scout_shared.settings import check_port, check_seconds
-from scout_shared.wire import Reading
+from scout_shared.wire import Reading, Span
 
 if TYPE_CHECKING:
     from pymodbus.client import ModbusSerialClient, ModbusTcpClient
@@ -244,7 +244,7 @@ class ModbusSource:
 
     def _round(self, client: ModbusTcpClient | ModbusSerialClient, stop: threading.Event) -> None:
         """Read each register once; store what came. Raises TransientError when nothing answers."""
-        readings: list[Reading] = []
+        readings: list[tuple[Span | None, Reading]] = []
         silent: set[int] = set()
         heard = False
         for register in self._settings.registers:
@@ -257,7 +257,8 @@ class ModbusSource:
                 value = self._read(client, register, unit)
                 heard = True
                 if value is not None:
-                    readings.append(Reading(register.metric, clock.wall_ms(), value))
+                    now = clock.stamp()
+                    readings.append((now.span, Reading(register.metric, now.wall_ms, value)))
             except (_SilentError, PermanentError) as error:
                 if isinstance(error, _SilentError):
                     silent.add(unit)
@@ -266,7 +267,8 @@ class ModbusSource:
                 self._outlet.unreadable(
                     error.message, metric=register.metric, address=register.address, unit=unit
                 )
-        self._outlet.append_readings(readings)
+        for span, run in runs(readings):
+            self._outlet.append_readings(run, span=span)
         self._outlet.tick()
         if silent and not heard:
             raise TransientError(

@@ -156,6 +156,11 @@ class MqttSourceSettings:
                 "topics with and without time_path cannot share a session at the broker",
                 "make two sources: what carries its time may wait there, the rest may not",
             )
+        if len({topic.format for topic in self.topics}) > 1:
+            raise ConfigError(
+                "topics of format 'sparkplug' and plain ones are two sources",
+                "Sparkplug's metrics have times of their own, plain messages this device's",
+            )
         if self.password and not self.username:
             raise ConfigError("a password without a username", "set username")
 
@@ -163,6 +168,11 @@ class MqttSourceSettings:
     def timed(self) -> bool:
         """Whether messages carry their time, and so may wait."""
         return bool(self.topics[0].time_path)
+
+    @property
+    def sparkplug(self) -> bool:
+        """Whether they are Sparkplug B payloads."""
+        return self.topics[0].format == "sparkplug"
 
 
 class _Topic:
@@ -187,8 +197,12 @@ class _Topic:
             return None
         return self._pattern.fullmatch(topic)
 
-    def readings(self, match: re.Match[str], message: paho.MQTTMessage) -> list[Reading]:
-        """Raises PermanentError: it is not what the settings say, or of unknown age."""
+    def readings(
+        self, match: re.Match[str], message: paho.MQTTMessage, now_ms: int
+    ) -> list[Reading]:
+        """``now_ms``: for a message that need not carry its time.
+
+        Raises PermanentError: it is not what the settings say, or of unknown age."""
         try:
             text = bytes(message.payload).decode("utf-8")
         except UnicodeDecodeError as error:
@@ -202,7 +216,7 @@ class _Topic:
         elif message.retain:
             raise PermanentError("a retained message without a time")
         else:
-            instant_ms = clock.wall_ms()
+            instant_ms = now_ms
         made = []
         for path, template in self._templates.items():
             known = number(path or "the payload", find(value, path))
@@ -281,9 +295,10 @@ class MqttSource:
         """Append what arrived, then acknowledge it."""
         readings: list[Reading] = []
         state: dict[str, int] = self._latest()
+        now = clock.stamp()
         for message in self._arrived:
             try:
-                readings += self._read(message, state)
+                readings += self._read(message, state, now.wall_ms)
             except PermanentError as error:
                 self._outlet.unreadable(
                     error.message,
@@ -293,7 +308,9 @@ class MqttSource:
         keep = json.dumps(state) if state else None
         if self._nodes.born:
             keep = self._sparkplug_state()
-        self._outlet.append_readings(readings, state=keep)
+        own_times = self._settings.timed or self._settings.sparkplug
+        span = None if own_times else now.span
+        self._outlet.append_readings(readings, state=keep, span=span)
         self._nodes.stored()
         for reason, metrics in self._nodes.unreadable.items():
             self._outlet.unreadable(reason, metrics)
@@ -303,14 +320,16 @@ class MqttSource:
                 client.ack(message.mid, message.qos)
         self._arrived = []
 
-    def _read(self, message: paho.MQTTMessage, latest: dict[str, int]) -> list[Reading]:
+    def _read(
+        self, message: paho.MQTTMessage, latest: dict[str, int], now_ms: int
+    ) -> list[Reading]:
         for topic in self._topics:
             match = topic.fits(message.topic)
             if match is None:
                 continue
             if topic.sparkplug:
                 return self._sparkplug(topic, message)
-            made = topic.readings(match, message)
+            made = topic.readings(match, message, now_ms)
             if topic.time_path:
                 if message.retain:  # comes with each connection: taken when it is new
                     made = [r for r in made if r.observed_ms > latest.get(r.metric, -(1 << 62))]

@@ -7,18 +7,31 @@ Not its job: reading anything; deciding what a failed append means for the origi
 
 from __future__ import annotations
 
+import itertools
 import json
+import operator
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from scout_edge.buffer import Buffer, Offset
 from scout_edge.metrics import AgentMetrics
 from scout_edge.sources.shaping import MetricState, Shaped, Shaper, ShapeSettings, Window
 from scout_shared import logs
-from scout_shared.wire import Document, Reading
+from scout_shared.wire import Document, Reading, Span
 
 log = logs.get("source")
+
+
+def runs(
+    stamped: Iterable[tuple[Span | None, Reading]],
+) -> list[tuple[Span | None, list[Reading]]]:
+    """Readings, each with the span of its stamp, as one run per span, in their order."""
+    return [
+        (span, [reading for _, reading in run])
+        for span, run in itertools.groupby(stamped, operator.itemgetter(0))
+    ]
 
 
 class Outlet:
@@ -47,22 +60,35 @@ class Outlet:
             metric: MetricState.decode(fields) for metric, fields in state.get("shape", {}).items()
         }
         self._opened: dict[str, float] = {}
+        span = state.get("span")
+        self._span = None if span is None else Span.decode(span)
 
     def state(self) -> str | None:
         """What was committed with the last records that came with a state, or None."""
         return self._at
 
-    def append_readings(self, readings: Sequence[Reading], *, state: str | None = None) -> None:
+    def append_readings(
+        self,
+        readings: Sequence[Reading],
+        *,
+        state: str | None = None,
+        span: Span | None = None,
+    ) -> None:
         """Store readings, all or none; returns when they, or the windows with them, are durable.
 
         Args:
             readings: in the order in which they were observed; may be empty.
             state: where the source goes on; committed with the readings.
+            span: of the ``clock.stamp`` that the source took for them; None where they came with
+                times of their own. All readings of one append have the same.
 
         Raises:
             PermanentError: a reading cannot be stored; none was.
             TransientError: the buffer or the disk is full or failing; none was stored.
         """
+        if readings and span != self._span:
+            self.flush()  # a window holds the times of one clock
+            self._span = span
         shaped = self._shaper.apply(self._states, readings)
         self._append(shaped, state)
         if shaped.overflowed:
@@ -118,7 +144,7 @@ class Outlet:
             at = self._at if state is None else state
             keep = at is not None or bool(shaped.states)
             offset = self._offset(at, shaped.states) if keep else None
-            self.buffer.append_readings(shaped.readings, offset=offset)
+            self.buffer.append_readings(shaped.readings, offset=offset, span=self._span)
             self._at = at
         now = time.monotonic()
         for metric, after in changed.items():
@@ -137,4 +163,7 @@ class Outlet:
 
     def _offset(self, at: str | None, states: Mapping[str, MetricState]) -> Offset:
         shape = {metric: state.encode() for metric, state in states.items()}
-        return Offset(self.name, json.dumps({"at": at, "shape": shape}, separators=(",", ":")))
+        fields: dict[str, Any] = {"at": at, "shape": shape}
+        if self._span is not None:
+            fields["span"] = self._span.encode()
+        return Offset(self.name, json.dumps(fields, separators=(",", ":")))

@@ -160,7 +160,8 @@ with device as (
         jsonb_build_object(
             'epoch', repeat('0', 32), 'acked', 4, 'next', 11, 'unsealed', 2,
             'buffer_bytes', 4096, 'oldest_unsent_ms', 1000, 'device_time_ms', 61000,
-            'clock_synced', true, 'counters', jsonb_build_object('reconnects', 3)
+            'clock_synced', true, 'damaged_files', 1,
+            'counters', jsonb_build_object('reconnects', 3)
         ),
         now(), 15, 0.25
     )
@@ -213,6 +214,13 @@ values (
     'of ' || %(store)s, %(store)s, 'till-' || %(store)s, %(stream)s, 4,
     jsonb_build_object('store', %(store)s::text)
 );
+insert into metadata.gaps (
+    stream_id, first_sequence, sequences, records, kind, reason, days, device_id, store_id,
+    declared_at, closed_at
+)
+values
+    (%(stream)s, 100, 60, 60, 1, 'thin', '[]', 'till-' || %(store)s, %(store)s, %(at)s, null),
+    (%(stream)s, 160, 9, 9, 0, 'damaged', '[]', 'till-' || %(store)s, %(store)s, now(), now());
 insert into metadata.error_log (
     component, error_type, severity, code, message, store_id, device_id
 )

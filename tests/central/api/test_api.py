@@ -39,6 +39,7 @@ VIEWER_PATHS = [
     "/v1/overview",
     "/v1/fleet",
     "/v1/fleet/till-north",
+    "/v1/devices/till-north/life",
     "/v1/runs",
     "/v1/tables",
     "/v1/reconciliation",
@@ -222,6 +223,12 @@ def test_a_device_says_how_it_is(hub: LiveHub) -> None:
     (reading,) = answer["readings"]
     assert (reading["metric"], reading["value"]) == ("fridge_celsius", 22.0)
     assert answer["counters"] == {"reconnects": 3}
+    # what came after all is told, and counted no more
+    assert [(g["records"], g["kind"], g["closed_at"] is None) for g in answer["gaps"]] == [
+        (9, "unknown", False),
+        (60, "readings", True),
+    ]
+    assert (device["given_up_records"], device["damaged_files"]) == (60, 1)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +249,13 @@ def test_states_of_a_device(database: str, tmp_path: Path, change: str, status: 
                 "update metadata.streams set last_seen_at = now() - interval '1 day'"
             )
         else:
-            for table in ("segments", "produced_counts", "received_counts", "outcome_counts"):
+            for table in (
+                "segments",
+                "produced_counts",
+                "received_counts",
+                "outcome_counts",
+                "gaps",
+            ):
                 connection.execute(f"delete from metadata.{table}".encode())
             connection.execute("delete from metadata.streams")
         connection.execute(

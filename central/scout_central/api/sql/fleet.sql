@@ -24,6 +24,15 @@ aside as (
     group by device_id
 ),
 
+lost as (
+    select
+        device_id,
+        sum(records) as given_up_records
+    from metadata.gaps
+    where closed_at is null
+    group by device_id
+),
+
 heard as (
     select
         devices.*,
@@ -35,6 +44,7 @@ heard as (
         ) as heard_at,
         greatest(current_streams.backlog_records, 0) as backlog_records,
         coalesce(aside.quarantine_open, 0) as quarantine_open,
+        coalesce(lost.given_up_records, 0)::bigint as given_up_records,
         case
             when metadata.number(devices.hello -> 'device_time_ms') is not null
                 then (metadata.number(devices.hello -> 'device_time_ms')
@@ -44,6 +54,7 @@ heard as (
     from metadata.devices
     left join current_streams on devices.device_id = current_streams.device_id
     left join aside on devices.device_id = aside.device_id
+    left join lost on devices.device_id = lost.device_id
     where %(device_id)s::text is null
         or devices.device_id = %(device_id)s
 ),
@@ -92,6 +103,11 @@ select
         when 'boolean' then (hello -> 'clock_synced')::boolean
     end as clock_synced,
     quarantine_open,
+    given_up_records,
+    case
+        when metadata.number(hello -> 'damaged_files') between 0 and 1e9
+            then metadata.number(hello -> 'damaged_files')::int
+    end as damaged_files,
     hello -> 'counters' as counters
 from judged
 order by
