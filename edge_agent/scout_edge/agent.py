@@ -245,6 +245,7 @@ class Agent:
                     "source.failed",
                     source=source.name,
                     reason=error.message,
+                    hint=error.hint,
                     retry_seconds=round(delay, 1),
                 )
                 stop.wait(delay)

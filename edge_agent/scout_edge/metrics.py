@@ -53,6 +53,9 @@ class AgentMetrics:
         self.unreadable_records = counter(
             "unreadable_records_total", "What a source could not read; no value given.", ("source",)
         )
+        self.dropped_rejects = counter(
+            "dropped_rejects_total", "Kept unreadable lines, dropped at the limit.", ("source",)
+        )
         self.clock_jumps = counter(
             "clock_jumps_total", "Jumps of the wall clock, either way, against the monotonic one."
         )

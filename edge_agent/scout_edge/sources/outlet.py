@@ -13,6 +13,7 @@ import operator
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from scout_edge.buffer import Buffer, Offset
@@ -151,6 +152,11 @@ class Outlet:
             where = {key: value for key, value in where.items() if key not in _CONTENTS}
         self._metrics.unreadable_records.labels(self.name).inc(records)
         log.warning("record.unreadable", source=self.name, reason=reason, records=records, **where)
+
+    def rejects_dropped(self, records: int, path: Path) -> None:
+        """Count and log kept rejects that had to leave: their file is at its limit."""
+        self._metrics.dropped_rejects.labels(self.name).inc(records)
+        log.warning("rejects.dropped", source=self.name, records=records, kept=str(path))
 
     def _append(self, shaped: Shaped, state: str | None) -> None:
         changed = {m: s for m, s in shaped.states.items() if s is not self._states.get(m)}
