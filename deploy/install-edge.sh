@@ -214,7 +214,7 @@ uninstall_edge() {
     # Only what is the agent's: the folder may hold something else, or be a mounted partition.
     rm -f "$data"/*.db "$data"/*.db-wal "$data"/*.db-shm "$data"/*.db-journal "$data"/*.db.lock \
       "$data"/*.db.ballast "$data"/*.db.credentials "$data"/*.db.broker-ca.pem \
-      "$data"/*.db.enrolment "$data"/*.db.suspect "$data"/*.db.recovered-* "$data"/*.db.damaged-*
+      "$data"/*.db.enrolment "$data"/*.db.remote "$data"/*.db.suspect "$data"/*.db.recovered-* "$data"/*.db.damaged-*
     rmdir "$data" 2>/dev/null || say "$data stays: it is a partition, or holds other files"
     rm -rf "$settings"
     [ -z "$system" ] || ! id scout >/dev/null 2>&1 || userdel scout

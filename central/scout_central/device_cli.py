@@ -9,12 +9,21 @@ import argparse
 import dataclasses
 import getpass
 import json
+import tomllib
 from collections.abc import Callable
 from typing import Any
 
 from scout_central import config, database
 from scout_central.fleet.door import FleetDoor
-from scout_shared.fleet import StateRequest, TokenAnswer, TokenRequest
+from scout_shared.errors import ConfigError
+from scout_shared.fleet import (
+    CommandRequest,
+    ConfigRequest,
+    StateRequest,
+    TokenAnswer,
+    TokenRequest,
+)
+from scout_shared.orders import COMMANDS
 
 Show = Callable[..., None]
 
@@ -30,6 +39,7 @@ select
     devices.version,
     devices.hello ->> 'python' as python,
     devices.hello ->> 'system' as system,
+    devices.hello ->> 'config_version' as config_version,
     devices.last_seen_at
 from metadata.devices
 where %(state)s::text is null
@@ -39,7 +49,8 @@ order by
     devices.device_id
 """
 _COLUMNS = (
-    "device_id", "store_id", "state", "enrolled", "version", "python", "system", "last_seen_at",
+    "device_id", "store_id", "state", "enrolled", "version", "python", "system",
+    "config_version", "last_seen_at",
 )  # fmt: skip
 
 
@@ -101,6 +112,30 @@ def add_to(commands: Any, show: Show) -> None:
                 "What it sent late still lands, and raises an incident.",
             )
         )
+    )
+    configure = _device(
+        action(
+            "configure",
+            _configure,
+            "order settings that the device tries, and keeps when it is healthy with them",
+            "They replace what was ordered before; without --set the device's own file counts.",
+        )
+    )
+    configure.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="TABLE.KEY=VALUE",
+        dest="wanted",
+        help="e.g. mqtt.heartbeat_seconds=30, or sources.fridge.interval_seconds=60 (repeatable)",
+    )
+    _reason(configure)
+    ordered = _device(
+        action("command", _command, "order a device to do something once, now or soon")
+    )
+    ordered.add_argument("what", choices=COMMANDS)
+    ordered.add_argument(
+        "--minutes", type=float, default=10.0, help="how long it may wait (default 10)"
     )
     replace = _device(
         action(
@@ -181,10 +216,50 @@ def _show_device(options: argparse.Namespace, settings: config.Settings) -> int:
     for title, records in (
         ("", [life["device"]]),
         ("bindings", life["bindings"]),
+        ("configurations", life["configurations"]),
+        ("commands", [{**c, "result": "see --json"} for c in life["commands"]]),
         ("history", life["events"]),
     ):
         print(f"\n{title}:" if title else "", end="\n" if title else "")
         options.show(list(records), as_json=False)
+    return 0
+
+
+def _configure(options: argparse.Namespace, settings: config.Settings) -> int:
+    asked = ConfigRequest(settings=_tables(options.wanted), reason=options.reason)
+    made = _door(settings).configure(options.device_id, asked, by=_author())
+    if options.json:
+        print(json.dumps(dataclasses.asdict(made)))
+    else:
+        print(f"version {made.version} is on its way; see: scout-hub device show {made.device_id}")
+    return 0
+
+
+def _tables(wanted: list[str]) -> dict[str, dict[str, Any]]:
+    """``mqtt.heartbeat_seconds=30`` → tables; a value is TOML, or a text."""
+    made: dict[str, dict[str, Any]] = {}
+    for one in wanted:
+        path, equals, text = one.partition("=")
+        *tables, key = path.split(".")
+        if not equals or not tables:
+            raise ConfigError(f"--set {one!r} is no setting", "write it as table.key=value")
+        table: dict[str, Any] = made
+        for name in tables:
+            table = table.setdefault(name, {})
+        try:
+            table[key] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            table[key] = text
+    return made
+
+
+def _command(options: argparse.Namespace, settings: config.Settings) -> int:
+    asked = CommandRequest(command=options.what, minutes=options.minutes)
+    made = _door(settings).command(options.device_id, asked, by=_author())
+    if options.json:
+        print(json.dumps(dataclasses.asdict(made)))
+    else:
+        print(f"ordered; its answer: scout-hub device show {made.device_id} --json")
     return 0
 
 

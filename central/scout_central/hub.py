@@ -111,6 +111,9 @@ def tasks(settings: Settings, parts: tuple[str, ...]) -> dict[str, Task]:
         from scout_central.ingest import Receiver
 
         found.update(Receiver(dsn, settings.mqtt, settings.ingest).tasks())
+        from scout_central.fleet import downlink
+
+        found["orders"] = downlink.task(dsn, settings.mqtt, settings.ingest.share_group)
     if "runner" in parts:
         found["runner"] = lambda stop: run_medallion(dsn, settings.runner.interval_seconds, stop)
     if "api" in parts:

@@ -114,6 +114,18 @@ def _since(moment: dt.datetime | None, now: dt.datetime, clock: Clock) -> Said:
     return Said(clock.moment(moment, now), note=clock.full(moment))
 
 
+def _happened(reading: answers.LatestReading, now: dt.datetime, clock: Clock) -> Said:
+    """When it happened, and where that time is from unless it was simply observed."""
+    if reading.happened_at is None:
+        stamped = clock.full(reading.observed_at)
+        return Said("clock not known", Tone.WARN, note=f"stamped {stamped} by a doubtful clock")
+    said = _since(reading.happened_at, now, clock)
+    if reading.time_provenance == "observed":
+        return said
+    stamped = clock.full(reading.observed_at)
+    return Said(f"{said.text}, {reading.time_provenance}", note=f"stamped {stamped}")
+
+
 # --- fleet
 
 
@@ -143,6 +155,8 @@ def _device_cells(d: answers.Device, clock: Clock, now: dt.datetime) -> tuple[Sa
     word = state(d.status, "never heard" if d.status == "unknown" else d.status)
     if d.lifecycle == "retired":
         word = Said("– retired", Tone.QUIET)
+    elif d.lifecycle == "maintenance" and d.status != "online":
+        word = Said("– maintenance", Tone.QUIET)
     elif d.lifecycle != "active":
         word = Said(f"{word.text}, {d.lifecycle}", word.tone)
     unsent = (
@@ -216,10 +230,25 @@ def device_facts(
         ("Clock skew", cells["Clock skew"]),
         ("Store zone", _text(d.zone)),
         ("Agent version", cells["Version"]),
+        (
+            "Runs on",
+            _text(", ".join(p for p in (d.system, d.python and f"Python {d.python}") if p)),
+        ),
+        ("Settings", _settings(d)),
         ("Quarantine", cells["Quarantine"]),
         ("Given up", _alarming(d.given_up_records)),
         ("Damaged files", aged(_alarming(d.damaged_files), told_age, stale=told)),
     )
+
+
+def _settings(d: answers.Device) -> Said:
+    """Which of the hub's settings are in force, and which were ordered."""
+    if d.config_version is None:
+        return UNKNOWN
+    here = f"version {d.config_version}" if d.config_version else "the device's own file"
+    if d.config_wanted is None or d.config_wanted == d.config_version:
+        return Said(here)
+    return Said(f"{here}, version {d.config_wanted} was ordered", Tone.WARN)
 
 
 def _alarming(number: int | None) -> Said:
@@ -312,7 +341,7 @@ def readings(detail: answers.DeviceDetail, clock: Clock, now: dt.datetime) -> Sh
                 (
                     Said(printable(r.metric)),
                     Said(figure(r.value), Tone.QUIET if told else Tone.PLAIN),
-                    _since(r.observed_at, now, clock),
+                    _happened(r, now, clock),
                     Said(
                         clock.ago(r.received_at, now),
                         Tone.QUIET if told else Tone.PLAIN,

@@ -216,7 +216,7 @@ def _about_devices(
     devices: Sequence[answers.Device], status: str, tone: Tone, now: dt.datetime
 ) -> list[Concern]:
     those = sorted(
-        (d for d in devices if d.status == status and d.lifecycle != "retired"),
+        (d for d in devices if d.status == status and is_expected(d)),
         key=lambda d: d.since or now,
     )
     shown = those if len(those) <= _NAMED + 1 else those[:_NAMED]
@@ -274,11 +274,17 @@ def status_for(device: answers.Device, now: dt.datetime) -> str:
     return f"{device.status} for {age((now - device.since).total_seconds())}"
 
 
+def is_expected(device: answers.Device) -> bool:
+    """Whether anybody waits for a word of it."""
+    return device.lifecycle not in ("retired", "maintenance")
+
+
 def fleet_sentence(fleet: answers.Fleet, now: dt.datetime) -> str:
     """``7 of 8 stores online; store 343 dark for 12 min``. A store is as its worst device is."""
-    devices = [d for d in fleet.devices if d.lifecycle != "retired"]
+    devices = [d for d in fleet.devices if is_expected(d)]
+    cared_for = sum(d.lifecycle == "maintenance" for d in fleet.devices)
     if not devices:
-        return "no store has reported yet"
+        return f"{count(cared_for)} in maintenance" if cared_for else "no store has reported yet"
     order = ("dark", "late", "unknown", "online")
     stores: dict[str, answers.Device] = {}
     for device in sorted(devices, key=lambda d: (order.index(d.status), d.since or now)):
@@ -300,6 +306,8 @@ def fleet_sentence(fleet: answers.Fleet, now: dt.datetime) -> str:
                 else ""
             )
             parts.append(f"stores {named} and {count(len(those) - _NAMED)} more {said}{most}")
+    if cared_for:
+        parts.append(f"{count(cared_for)} in maintenance")
     return printable("; ".join(parts))
 
 
@@ -314,6 +322,7 @@ def counts_sentence(fleet: answers.FleetCounts) -> str:
             (fleet.dark, "dark"),
             (fleet.late, "late"),
             (fleet.unknown, "never heard"),
+            (fleet.maintenance, "in maintenance"),
         )
         if number
     ]

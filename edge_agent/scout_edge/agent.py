@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import http.client
 import math
@@ -18,12 +19,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from scout_edge import forwarder, notify, recovery, status
+from scout_edge import boots, forwarder, notify, recovery, status
 from scout_edge.buffer import Buffer
 from scout_edge.config import EdgeSettings
 from scout_edge.database import DamagedError
 from scout_edge.forwarder import Forwarder
 from scout_edge.metrics import AgentMetrics
+from scout_edge.privacy import Privacy
+from scout_edge.remote import Remote
 from scout_edge.room import Limits
 from scout_edge.sources import Source, SourceContext, registry
 from scout_edge.sources.http import HttpDoor
@@ -31,9 +34,11 @@ from scout_edge.sources.outlet import Outlet
 from scout_edge.sources.registry import SourceSettings
 from scout_shared import __version__, logs
 from scout_shared.errors import ConfigError, ScoutError, TransientError
+from scout_shared.orders import Report
 
 _MAX_DELAY_SECONDS = 60.0
 _KNOCK_SECONDS = 10.0  # the watchdog's question to the door; systemd waits 60 s
+_DRAIN_SECONDS = 60.0  # what the hub's command may take
 _JOIN_SECONDS = 5.0  # a source that does not stop in this time is left behind: it is a daemon
 
 log = logs.get("agent")
@@ -46,12 +51,14 @@ class Agent:
         ConfigError, PermanentError: the buffer or the TLS files cannot be used.
     """
 
-    def __init__(self, settings: EdgeSettings) -> None:
+    def __init__(self, settings: EdgeSettings, remote: Remote | None = None) -> None:
+        """``remote``: the hub's orders; None: this agent takes none."""
         self.settings = settings
+        self.remote = remote
         self.buffer = _open_buffer(settings)
         try:
             self.metrics = AgentMetrics(self.buffer)
-            self.forwarder = _forwarder(settings, self.buffer, self.metrics)
+            self.forwarder = _forwarder(settings, self.buffer, self.metrics, orders=remote)
             self._outlets: dict[str, Outlet] = {}
             self.sources = [
                 self._source(name, source)
@@ -125,13 +132,17 @@ class Agent:
             epoch=self.buffer.epoch.hex(),
             next_sequence=self.buffer.next_sequence,
         )
+        timing = asyncio.create_task(self._watch_clock(), name="clock")
         manager.say(notify.READY)
         watching = asyncio.create_task(
             notify.watch(manager, functools.partial(self.alive, threads)), name="watchdog"
         )
+        tasks = asyncio.create_task(self._obey(stop), name="remote")
         try:
             await stop.wait()
-            manager.say(notify.STOPPING, "STATUS=stopping: sending what is there")
+            if self.remote is None or not self.remote.restart.is_set():
+                # After STOPPING systemd waits for the end of the process; a restart has none.
+                manager.say(notify.STOPPING, "STATUS=stopping: sending what is there")
             ending.set()
             for thread in threads:
                 await asyncio.to_thread(thread.join, _JOIN_SECONDS)
@@ -139,9 +150,13 @@ class Agent:
                 await self.forwarder.drain(self.settings.mqtt.drain_seconds)
         finally:
             ending.set()
+            tasks.cancel()
             watching.cancel()
             recovering.cancel()
-            ended = await asyncio.gather(watching, recovering, return_exceptions=True)
+            timing.cancel()
+            ended = await asyncio.gather(
+                tasks, watching, recovering, timing, return_exceptions=True
+            )
             # A defect in them must be seen, and stop nothing else.
             failures += [error for error in ended if isinstance(error, Exception)]
             await forwarder.stopped(forwarding)
@@ -149,10 +164,67 @@ class Agent:
         if failures:
             raise failures[0]
 
+    async def _obey(self, stop: asyncio.Event) -> None:
+        """Follow the hub's orders; a restart is a stop, after which ``remote.restart`` is set."""
+        remote = self.remote
+        if remote is None:
+            return
+        remote.perform = self._perform
+        remote.hub_time_ms = lambda: self.forwarder.state.hub_time_ms or 0
+        trial = remote.watch(
+            self._healthy,
+            healthy_seconds=self.settings.remote.healthy_seconds,
+            trial_seconds=self.settings.remote.trial_seconds,
+        )
+        watching = asyncio.create_task(trial, name="trial")
+        try:
+            await remote.restart.wait()
+            stop.set()
+        finally:
+            watching.cancel()
+            (ended,) = await asyncio.gather(watching, return_exceptions=True)
+            if isinstance(ended, Exception):
+                raise ended
+
+    def _healthy(self) -> bool:
+        """Receipts flow: everything from the sources to the hub's database goes on."""
+        return self.forwarder.state.connected and self.forwarder.heard
+
+    async def _perform(self, command: str) -> Report | None:
+        """Do what the hub orders, and say how it went; ``drain`` or ``diagnostics``."""
+        if command == "drain":
+            seconds = self.forwarder.seal_seconds
+            try:
+                done = await self.forwarder.drain(_DRAIN_SECONDS)
+            finally:
+                self.forwarder.seal_seconds = seconds
+            left = self.buffer.status().backlog_records
+            return Report("command", "", "done" if done else "failed", "", {"left_records": left})
+        from scout_edge import doctor  # late: the agent itself does not need it in memory
+
+        found = await asyncio.to_thread(lambda: list(doctor.examine(self.settings)))
+        failed = sum(finding.level == doctor.FAIL for finding in found)
+        findings = [dataclasses.asdict(finding) for finding in found]
+        result = {"failed": failed, "findings": findings, "status": self.status()}
+        return Report("command", "", "done", f"{failed} failed", result)
+
+    async def _watch_clock(self) -> None:
+        """Look at the clocks every LOOK_SECONDS: jumps, and when the right time becomes known."""
+        watch = boots.ClockWatch(self.buffer, self.metrics.clock_jumps.inc)
+        while True:
+            try:
+                await asyncio.to_thread(watch.look)
+            except TransientError as error:
+                log.warning("clock.not_kept", reason=error.message)
+            await asyncio.sleep(boots.LOOK_SECONDS)
+
     async def _deliver_recovered(self) -> None:
-        """Send what was found in damaged files, beside the new data, until the hub has all."""
-        for path in recovery.waiting(self.settings.buffer.path):
-            await _deliver(self.settings, path, math.inf)
+        """Send what lies in files of old epochs, beside the new data, until the hub has all."""
+        while True:
+            self.forwarder.forked.clear()
+            for path in recovery.waiting(self.settings.buffer.path):
+                await _deliver(self.settings, path, math.inf)
+            await self.forwarder.forked.wait()
 
     def _supervise(
         self, source: Source, stop: threading.Event, fail: Callable[[BaseException], None]
@@ -173,6 +245,7 @@ class Agent:
                     "source.failed",
                     source=source.name,
                     reason=error.message,
+                    hint=error.hint,
                     retry_seconds=round(delay, 1),
                 )
                 stop.wait(delay)
@@ -221,6 +294,7 @@ class Agent:
             "damaged_files": self.forwarder.damaged_files,
             "connected": link.connected,
             "hub_answers": link.connected and self.forwarder.heard,
+            "copied": link.copied,
             "credit": link.credit,
             "in_flight_segments": link.in_flight,
             "hub_time_ms": link.hub_time_ms,
@@ -288,6 +362,7 @@ def _open_buffer(settings: EdgeSettings) -> Buffer:
         zone=settings.device.zone,
         limits=settings.buffer.limits,
         group_commit_seconds=settings.buffer.group_commit_seconds,
+        privacy=Privacy(settings.privacy),
     )
 
 
@@ -319,7 +394,12 @@ async def _deliver(settings: EdgeSettings, path: Path, timeout_seconds: float) -
 
 
 def _forwarder(
-    settings: EdgeSettings, buffer: Buffer, measured: AgentMetrics, *, recovered: bool = False
+    settings: EdgeSettings,
+    buffer: Buffer,
+    measured: AgentMetrics,
+    *,
+    recovered: bool = False,
+    orders: Remote | None = None,
 ) -> Forwarder:
     return Forwarder(
         buffer,
@@ -329,4 +409,5 @@ def _forwarder(
         seal_seconds=settings.buffer.seal_seconds,
         recovered=recovered,
         damaged_files=len(recovery.damaged_files(settings.buffer.path)),
+        orders=orders,
     )

@@ -19,26 +19,28 @@ Not its job: what a record means, when to send, retries.
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from types import MappingProxyType, TracebackType
+from typing import Any, NamedTuple, Self, TypeVar, overload
 
-from scout_edge import database, journal
+from scout_edge import database, fork, journal
 from scout_edge.journal import Accepted, Append, Journal, KeyReusedError, Offset
+from scout_edge.privacy import Privacy
 from scout_edge.room import REJECT, THIN, Limits, Room
 from scout_shared import logs
 from scout_shared.errors import ConfigError, PermanentError, ScoutError, TransientError
-from scout_shared.messages import LedgerEntry, Receipt
-from scout_shared.wire import DOCUMENTS, READINGS, Document, Reading
+from scout_shared.messages import NONCE_BYTES, Fork, LedgerEntry, Opening, Receipt
+from scout_shared.wire import DOCUMENTS, READINGS, Document, Reading, Span
 from scout_shared.zones import BusinessCalendar
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "BufferStatus",
     "KeyReusedError",
     "Offset",
+    "SegmentOutline",
     "StoredSegment",
     "peek",
 ]
@@ -60,6 +63,7 @@ _RESERVED_PAGES = 16  # sealing frees the tail's pages first and needs about as 
 _GIVE_UP_SEGMENTS = 8  # per transaction: possible on an almost full disk (measured)
 _VACUUM_PAGES = 256  # given back to the file system at once: 1 MB
 _NO_LIMITS = Limits()
+_NOTHING: Mapping[int, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,14 @@ class StoredSegment:
     def last_sequence(self) -> int:
         """Sequence of the last record."""
         return self.first_sequence + self.records - 1
+
+
+class SegmentOutline(NamedTuple):
+    """Where a sealed segment stands, without its bytes."""
+
+    first_sequence: int
+    last_sequence: int
+    kind: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +108,8 @@ class BufferStatus:
     fenced: bool
     damaged_segments: int
     """Segments whose bytes changed on disk, seen since the start."""
+    forks: int
+    """How often the hub found that another copy of this file goes on with its stream."""
     given_up_records: int
     """Records that were accepted and cannot be delivered; each is declared in a gap."""
 
@@ -116,6 +130,7 @@ class Buffer:
             up and declared, as they say.
         group_commit_seconds: how long the first append of a group waits for others. 0: not at all;
             those that arrive during a commit form the next group anyway.
+        privacy: what is done with personal data before it is durable. Default: nothing.
 
     Raises:
         ConfigError: the path cannot be used, or another process has it open.
@@ -129,12 +144,14 @@ class Buffer:
         zone: str,
         limits: Limits = _NO_LIMITS,
         group_commit_seconds: float = 0.0,
+        privacy: Privacy | None = None,
     ) -> None:
         self._limits = limits
         self._room = Room(path, limits)
         self._given_up_to = 0
         self.path = path
         self.calendar = BusinessCalendar(zone)
+        self.privacy = privacy or Privacy()
         self._max_pages = 0
         self._group_seconds = group_commit_seconds
         self._metrics_known: set[str] = set()
@@ -143,6 +160,9 @@ class Buffer:
         self._stale = False  # a transaction failed: the journal is ahead of the file
         self._freed = False  # segments were deleted since the last look at the file's size
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self.nonce = os.urandom(NONCE_BYTES)
+        """Tells this writer from one of a copy of the file."""
+        self._settled = False
         self._closing = threading.Lock()
         self._closed = False
         self._reading = threading.Lock()
@@ -152,6 +172,7 @@ class Buffer:
             self._journal = Journal(self._writer, zone)
             with database.kept(path):
                 self._load()
+                self._open()
             database.note_made(path)
             self._reader = stack.enter_context(contextlib.closing(database.open_reader(path)))
             self._resources = stack.pop_all()
@@ -186,13 +207,19 @@ class Buffer:
     # -- for sources ----------------------------------------------------------------------------
 
     def append_readings(
-        self, readings: Sequence[Reading], *, offset: Offset | None = None
+        self,
+        readings: Sequence[Reading],
+        *,
+        offset: Offset | None = None,
+        span: Span | None = None,
     ) -> Accepted:
         """Store readings, all or none; returns when they are durable.
 
         Args:
             readings: in the order in which they were observed.
             offset: where the source goes on; committed with the readings.
+            span: the agent itself stamped them, by a clock that nobody vouched for
+                (``clock.stamp``). The mark goes with them to the hub.
 
         Raises:
             PermanentError: a reading cannot be stored; none was.
@@ -200,7 +227,7 @@ class Buffer:
         """
         times = journal.check_readings(readings, self._metrics_known) if readings else ()
         days = self.calendar.count(times)
-        return self._submit(Append(READINGS, readings, days, offset=offset))
+        return self._submit(Append(READINGS, readings, days, offset=offset, span=span))
 
     def append_documents(
         self,
@@ -220,9 +247,11 @@ class Buffer:
 
         Raises:
             PermanentError: a document cannot be stored; none was.
+            PrivacyError: a document may not be stored; none was.
             KeyReusedError: ``key`` came with other documents before; none was stored.
             TransientError: the buffer or the disk is full or failing; none was stored.
         """
+        documents = self.privacy.apply(documents)
         journal.check_documents(documents)
         days: dict[int, int] = {}
         for document in documents:
@@ -263,6 +292,11 @@ class Buffer:
         """All sequences up to this are at the hub."""
         return self._watermark
 
+    @property
+    def lineage(self) -> tuple[Opening, ...]:
+        """Who wrote this file, newest last; that is this writer, unless the disk is full."""
+        return self._lineage
+
     def unsealed_seconds(self) -> float:
         """Age of the oldest unsealed record; 0 when there is none."""
         return max(0.0, time.monotonic() - self._unsealed_since)
@@ -272,7 +306,11 @@ class Buffer:
         return self._submit(lambda: self._journal.seal(min_age_seconds))
 
     def segments_after(
-        self, sequence: int, limit_bytes: int, limit: int = 16
+        self,
+        sequence: int,
+        limit_bytes: int,
+        limit: int = 16,
+        sent: Mapping[int, int] = _NOTHING,
     ) -> list[StoredSegment]:
         """The next sealed segments after ``sequence``, oldest first, without those at the hub.
 
@@ -280,11 +318,15 @@ class Buffer:
         place of a segment whose bytes no longer match their checksum comes the gap that declares
         it given up: the hub is told, and the watermark moves on.
 
+        Args:
+            sent: first → last sequence of segments that are left out. One that has grown since (a
+                gap) is not.
+
         Raises:
             TransientError: the disk fails.
         """
         while True:
-            found, damaged = self._read_segments(sequence, limit_bytes, limit)
+            found, damaged = self._read_segments(sequence, limit_bytes, limit, sent)
             if not damaged:
                 return found
             self._damaged.add(damaged)
@@ -292,7 +334,7 @@ class Buffer:
             log.error("segment.damaged", first_sequence=damaged, given_up_records=records)
 
     def _read_segments(
-        self, sequence: int, limit_bytes: int, limit: int
+        self, sequence: int, limit_bytes: int, limit: int, sent: Mapping[int, int]
     ) -> tuple[list[StoredSegment], int]:
         """As ``segments_after``; and the first sequence of a damaged one on the way, or 0."""
         found: list[StoredSegment] = []
@@ -311,6 +353,8 @@ class Buffer:
                 sequence = first + records - 1
                 if covered := self._covered_until(first, sequence):
                     sequence = covered
+                elif sent.get(first, 0) >= sequence:
+                    pass
                 elif zlib.crc32(body) != crc:
                     return [], first
                 elif len(found) == limit or (found and size + len(body) > limit_bytes):
@@ -319,6 +363,43 @@ class Buffer:
                     found.append(StoredSegment(first, records, kind, body))
                     size += len(body)
         return found, 0
+
+    def outlines_after(
+        self, sequence: int, limit: int, sent: Mapping[int, int]
+    ) -> list[SegmentOutline]:
+        """What stands after ``sequence``, as ``segments_after`` finds it, without the bytes.
+
+        A look-up by key for each one found or in ``sent`` and each range at the hub, however long
+        the backlog is. Raises TransientError.
+        """
+        found: list[SegmentOutline] = []
+        with self._reader_used():
+            while len(found) < limit and (
+                row := self._reader.execute(
+                    "select first_sequence, records, kind from segments"
+                    " where first_sequence > ? order by first_sequence limit 1",
+                    (sequence,),
+                ).fetchone()
+            ):
+                first, records, kind = row
+                sequence = first + records - 1
+                if covered := self._covered_until(first, sequence):
+                    sequence = covered
+                elif sent.get(first, 0) < sequence:
+                    found.append(SegmentOutline(first, sequence, kind))
+        return found
+
+    def newest_start(self, segments: int) -> int:
+        """First sequence of the newest that many segments; 0: there are none sealed.
+
+        Reads that many keys from the end, whatever stands before. Raises TransientError.
+        """
+        row = self._read(
+            "select min(first_sequence) from (select first_sequence from segments"
+            " order by first_sequence desc limit ?)",
+            (segments,),
+        )
+        return int(row[0] or 0)
 
     def _covered_until(self, first: int, last: int) -> int:
         """End of the committed range that holds all of first..last, or 0."""
@@ -352,6 +433,24 @@ class Buffer:
             # A transaction per chunk: short enough for the appends that wait beside it.
             deleted = self._submit(self._journal.delete_covered)
         return moved
+
+    def leave(self, receipt: Receipt) -> bool:
+        """Take the hub's word that another copy of this file goes on with its stream; see ``fork``.
+
+        Safe to repeat. False: it is not meant for this writer, and nothing was changed.
+
+        Raises:
+            TransientError: no room, or the disk fails; nothing was changed.
+        """
+        meant = receipt.fork
+        if meant is None or meant.writer != self.nonce or receipt.epoch != self.epoch:
+            return False
+        self._submit(partial(self._leave, meant))
+        return True
+
+    def _leave(self, meant: Fork) -> None:
+        fork.leave(self._writer, self._journal, self.path, self.calendar.zone, meant)
+        self._ranges, self._given_up_to = (), 0
 
     def _receive(self, receipt: Receipt) -> tuple[int, int, bool]:
         before = self._journal.watermark
@@ -429,6 +528,7 @@ class Buffer:
     def _transaction(self, group: list[_Job]) -> list[Any]:
         """Do a group's work and commit. Raises what SQLite raises; then nothing was done."""
         refused = self._make_room(group)
+        self._settle()
         with self._committed():
             results = [self._work(job.work, refused) for job in group]
             self._journal.flush()
@@ -556,15 +656,38 @@ class Buffer:
 
     def _load(self) -> None:
         self._writer.execute("begin immediate")
-        if not self._writer.execute("pragma user_version").fetchone()[0]:
+        (version,) = self._writer.execute("pragma user_version").fetchone()
+        if not version:
             self._journal.create()
+        else:
+            self._journal.upgrade(version)
         self._journal.load()
         self._writer.execute("commit")
+
+    def _open(self) -> None:
+        """Begin this writer's part of the file, now or, on a full disk, before the first change."""
+        try:
+            self._settle()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL:
+                raise
+            if self._room.let_go():
+                self._open()
+                return
+            log.warning("opening.postponed", path=str(self.path), reason=str(error))
+
+    def _settle(self) -> None:
+        """Nothing of this writer stands in the file before its opening does."""
+        if not self._settled:
+            with self._committed():
+                self._journal.open_as(self.nonce)
+            self._settled = True
 
     def _publish(self) -> None:
         """What other threads may know of the journal: only what is committed."""
         self._next_sequence = self._journal.next_sequence
         self._watermark = self._journal.watermark
+        self._lineage = self._journal.lineage
         self._unsealed_since = self._journal.unsealed_since()
 
     def _shrink(self) -> None:
@@ -658,6 +781,7 @@ def _status(reader: sqlite3.Connection, path: Path, max_bytes: int, damaged: int
         ledger=ledger,
         fenced=bool(meta["fenced"]),
         damaged_segments=damaged,
+        forks=meta.get("forks", 0),
         given_up_records=meta.get("given_up", 0),
     )
 

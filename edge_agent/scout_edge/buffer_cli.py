@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from scout_edge import buffer, clock, config, database, journal, recovery
+from scout_edge import boots, buffer, clock, config, database, journal, recovery
 from scout_edge.buffer import Buffer, BufferStatus
 from scout_edge.room import Limits
 from scout_shared import __version__, wire
 from scout_shared.errors import ConfigError, PermanentError, TransientError
 from scout_shared.export import ExportHead, write_export
-from scout_shared.messages import Hello
+from scout_shared.messages import BootClock, Hello
 
 Load = Callable[[argparse.Namespace], config.EdgeSettings]
 _KINDS = {**wire.KIND_NAMES, wire.GAP: "given up"}
@@ -235,4 +235,11 @@ def _hello(settings: config.EdgeSettings, path: Path, status: BufferStatus) -> b
         clock_synced=clock.synced(),
         # It is not the device that speaks now: its own hello says how it is.
         recovered=True,
+        boots=_boots(path),
     ).encode()
+
+
+def _boots(path: Path) -> tuple[BootClock, ...]:
+    with _reading(path) as reader:
+        row = reader.execute("select state from sources where name = ?", (boots.STATE,)).fetchone()
+    return boots.decode(None if row is None else row[0])

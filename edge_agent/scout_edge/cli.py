@@ -17,11 +17,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scout_edge import agent, buffer_cli, config, notify
+from scout_edge import agent, buffer_cli, config, identity, notify
 from scout_edge import status as statuses
+from scout_edge.remote import Remote
 from scout_shared import __version__, logs, program
 from scout_shared import settings as settings_file
-from scout_shared.errors import ConfigError, TransientError
+from scout_shared.errors import ConfigError, ScoutError, TransientError
+from scout_shared.orders import overlay
 
 DEFAULT_CONFIG = Path("/etc/scout/edge.toml")
 
@@ -176,22 +178,49 @@ def _load(args: argparse.Namespace) -> config.EdgeSettings:
 
 
 def _run(args: argparse.Namespace) -> int:
-    settings = _load(args)
+    document = settings_file.read(args.config)
 
-    async def run() -> None:
+    def check(body: Mapping[str, Any]) -> config.EdgeSettings:
+        return config.check(args.config, overlay(document, body), os.environ)
+
+    buffer = config.buffer_path(document)
+
+    async def run() -> bool:
+        remote = Remote(buffer, identity.read(buffer), check)
+        settings = remote.begin(check)
+        logs.configure(json=settings.log.json, level=settings.log.level)
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
-        manager = notify.Manager.from_environ(os.environ, os.getpid())
-        await agent.Agent(settings).run(stop, manager)
+        signalled = asyncio.Event()
 
-    asyncio.run(run())
+        def end() -> None:
+            signalled.set()
+            stop.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, end)
+        manager = notify.Manager.from_environ(os.environ, os.getpid())
+        try:
+            obeyed = remote if settings.remote.enabled else None
+            await agent.Agent(settings, obeyed).run(stop, manager)
+        except ScoutError as error:
+            if not remote.on_trial:
+                raise
+            remote.reject(str(error))
+            return not signalled.is_set()
+        return remote.restart.is_set() and not signalled.is_set()
+
+    if asyncio.run(run()):
+        # The same process begins anew: nothing of the old settings is left in it, and a service
+        # manager sees no end. Files and sockets are not inherited.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  # ourselves
     return 0
 
 
 def _enrol(args: argparse.Namespace) -> int:
-    from scout_edge import enrolment  # late: the agent itself does not need it in memory
+    from scout_edge import enrolment  # late: as the doctor
 
     document = settings_file.read(args.config)
     done = enrolment.enrol(

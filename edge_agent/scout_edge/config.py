@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scout_edge import identity
+from scout_edge.privacy import PrivacySettings
 from scout_edge.room import Limits
 from scout_edge.sources import registry
 from scout_edge.sources.registry import SourceSettings
@@ -79,6 +80,11 @@ class MqttSettings:
     """Port of the broker. Default 1883; with TLS usually 8883."""
     version: str = "3.1.1"
     """MQTT version, '3.1.1' or '5'. Default '3.1.1', which every broker speaks."""
+    transport: str = "tcp"
+    """'tcp' or 'websockets', for networks that let only web traffic out; with TLS: wss. Default
+    'tcp'."""
+    websocket_path: str = "/mqtt"
+    """Path of the broker's WebSocket listener. Default '/mqtt'."""
     tls: bool = False
     """Whether to use TLS. Default false."""
     tls_ca: Path | None = None
@@ -96,6 +102,15 @@ class MqttSettings:
     """Least seconds to wait for a receipt before sending again. Default 5."""
     reconnect_cap_seconds: float = 300.0
     """Most seconds between two attempts to connect. Default 300."""
+    silence_seconds: float = 30.0
+    """Seconds without any sign from the broker, while one is awaited, after which the connection
+    counts as dead. Default 30."""
+    live_share_ratio: float = 0.25
+    """Share of what is sent that goes to the newest records, sales first, while there is a backlog;
+    the rest of it goes oldest first. 0: oldest first only. Default 0.25."""
+    storm_guard_seconds: float = 0.0
+    """After a start or an outage of two minutes the backlog waits for a random time up to this, so
+    that a chain does not come back at one second; what is new goes at once. Default 0."""
     drain_seconds: float = 2.0
     """Seconds to go on sending when told to stop. Default 2; what is left waits in the buffer."""
 
@@ -129,6 +144,22 @@ class SystemSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class RemoteSettings:
+    """What the hub may order; only an enrolled device has the key to know its orders by."""
+
+    enabled: bool = True
+    """Whether its orders are obeyed. Default true."""
+    healthy_seconds: float = 10.0
+    """Receipts must flow so long before new settings are kept. Default 10."""
+    trial_seconds: float = 180.0
+    """Within this time; else the last good settings come back. Default 180."""
+
+    def __post_init__(self) -> None:
+        settings.check_seconds("healthy_seconds", self.healthy_seconds, 0.1)
+        settings.check_seconds("trial_seconds", self.trial_seconds, 0.1)
+
+
+@dataclass(frozen=True, slots=True)
 class LogSettings:
     """Log lines on stderr."""
 
@@ -152,6 +183,10 @@ class EdgeSettings:
     """The local door."""
     system: SystemSettings = field(default_factory=SystemSettings)
     """Telemetry of this machine."""
+    remote: RemoteSettings = field(default_factory=RemoteSettings)
+    """The hub's orders."""
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
+    """What is personal, and what is done with it before it is stored."""
     log: LogSettings = field(default_factory=LogSettings)
     """Log lines."""
     sources: Mapping[str, SourceSettings] = field(
@@ -183,6 +218,14 @@ def check(path: Path, document: Mapping[str, Any], environ: Mapping[str, str]) -
         raise ConfigError(
             f"[mqtt] version {loaded.mqtt.version!r} is not known", "use '3.1.1' or '5'"
         )
+    if loaded.mqtt.transport not in ("tcp", "websockets"):
+        raise ConfigError(
+            f"[mqtt] transport {loaded.mqtt.transport!r} is not known", "use 'tcp' or 'websockets'"
+        )
+    if not loaded.mqtt.websocket_path.startswith("/"):
+        raise ConfigError(
+            f"[mqtt] websocket_path {loaded.mqtt.websocket_path!r} is no path", "begin it with '/'"
+        )
     if loaded.log.level not in ("debug", "info", "warning", "error"):
         raise ConfigError(
             f"[log] level {loaded.log.level!r} is not known", "use debug, info, warning or error"
@@ -193,9 +236,15 @@ def check(path: Path, document: Mapping[str, Any], environ: Mapping[str, str]) -
         ("[mqtt] heartbeat_seconds", loaded.mqtt.heartbeat_seconds, 0.1),
         ("[mqtt] ack_timeout_seconds", loaded.mqtt.ack_timeout_seconds, 0.1),
         ("[mqtt] reconnect_cap_seconds", loaded.mqtt.reconnect_cap_seconds, 0.1),
+        ("[mqtt] silence_seconds", loaded.mqtt.silence_seconds, 0.1),
+        ("[mqtt] storm_guard_seconds", loaded.mqtt.storm_guard_seconds, 0.0),
         ("[mqtt] drain_seconds", loaded.mqtt.drain_seconds, 0.0),
     ):
         settings.check_seconds(name, seconds, least)
+    if not 0 <= loaded.mqtt.live_share_ratio <= 1:
+        raise ConfigError(
+            f"[mqtt] live_share_ratio {loaded.mqtt.live_share_ratio} cannot be", "give 0 to 1"
+        )
     settings.check_port("[mqtt] port", loaded.mqtt.port, 1)
     return loaded
 

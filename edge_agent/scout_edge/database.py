@@ -145,7 +145,8 @@ def check(database: sqlite3.Connection, path: Path) -> None:
     (tables,) = database.execute("select count(*) from sqlite_schema").fetchone()
     if not tables and not application:
         return
-    if application != journal.APPLICATION_ID or version != journal.SCHEMA_VERSION:
+    known = 1 <= version <= journal.SCHEMA_VERSION
+    if application != journal.APPLICATION_ID or not known:
         raise PermanentError(
             f"{path} is not a buffer of this program (application {application:#x}, version"
             f" {version})",

@@ -1,6 +1,6 @@
 """Sends sealed segments to the hub by MQTT until a receipt covers them. Deletes nothing itself.
 
-    connect → subscribe to receipts → status online, hello → wait for a receipt → send, oldest first
+    connect → subscribe to receipts → status online, hello → wait for a receipt → send (schedule)
 
 Nothing is sent before the first receipt on a connection: while no hub answers, a metered link
 carries only hellos, and an old copy of a buffer is found out before it does harm. Then at most
@@ -8,14 +8,24 @@ carries only hellos, and an old copy of a buffer is found out before it does har
 and proves nothing. No receipt in time: back to the watermark, one segment at a time until the hub
 shows progress again. A lost receipt costs a time-out and a hello, a repeated one nothing.
 
+A link that swallows is noticed by its silence: while a PUBACK is awaited and neither one nor any
+message has come for ``silence_seconds``, the connection is given up. It is never idle for longer
+than a heartbeat, so a dead link lives at most ``heartbeat_seconds + silence_seconds``.
+
+After a start, and after an outage of ``STORM_SECONDS``, the backlog waits for a random part of
+``storm_guard_seconds`` (the whole chain comes back at that moment); what is new goes at once.
+
 One async context per connection, named tasks, no callbacks. ``stopped`` ends it: the hub is told
-"offline". Not its job: what is sealed when a device is offline (``Buffer``), how records look.
+"offline". Not its job: what is sealed when a device is offline (``Buffer``), which segment is
+next (``schedule``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import platform
 import random
 import ssl
 from collections.abc import AsyncIterator
@@ -24,19 +34,19 @@ from typing import NoReturn
 
 import aiomqtt
 
-from scout_edge import clock
+from scout_edge import boots, clock
 from scout_edge.buffer import Buffer, StoredSegment
 from scout_edge.config import DeviceSettings, MqttSettings
 from scout_edge.metrics import AgentMetrics
+from scout_edge.remote import Remote
+from scout_edge.schedule import Flight, Schedule
 from scout_shared import __version__, logs, topics
 from scout_shared.errors import ConfigError, PermanentError, TransientError, WireError
 from scout_shared.messages import Hello, Receipt, status_message
 
 WINDOW = 16  # measured: more in flight gains nothing
-_FETCH_BYTES = 512 * 1024  # read from the file at once: bounds memory
 _PUBLISHES_AT_ONCE = 8
-# Generous, because a slow uplink is not a broken one: 16 segments over 10 KB/s take half a minute.
-_PUBACK_SECONDS = 60.0
+STORM_SECONDS = 120.0  # an outage of this length is one of the chain's, or of its power
 _NAP_SECONDS = 0.2  # how late new records are seen; a look is two comparisons in memory
 _FIRST_PAUSE_SECONDS = 1.0  # between hellos while there is no credit; doubles up to the heartbeat
 _BACKOFF_SECONDS = 1.0
@@ -58,6 +68,8 @@ class ForwarderState:
     receipt_ms: int | None = None
     """Device's clock when that receipt came."""
     fenced: bool = False
+    copied: bool = False
+    """Since the start the hub found another copy of this buffer; this one has left its stream."""
     last_error: str = ""
 
 
@@ -78,6 +90,7 @@ class Forwarder:
         seal_seconds: float,
         recovered: bool = False,
         damaged_files: int = 0,
+        orders: Remote | None = None,
     ) -> None:
         self.buffer = buffer
         self.metrics = measured
@@ -87,24 +100,37 @@ class Forwarder:
         self.recovered = recovered
         """This is the second way to the hub, for what a damaged file held: it is not the device."""
         self.damaged_files = damaged_files
+        self.orders = orders
+        """Who takes the hub's orders, and reports what became of them."""
         self.state = ForwarderState()
         self.heard = False
         """The hub answered on the present connection, or on the last one."""
+        self.forked = asyncio.Event()
+        """Set: the buffer left its stream, and what it had in common with a copy lies beside it."""
         self.ask = asyncio.Event()
         """Set: a hello is sent at once."""
+        self.backlog_from = -math.inf
+        """Loop time before which only what is new is sent."""
+        self.draining = False
         self._tls = tls_context(mqtt)
 
     async def run(self) -> NoReturn:
         """Connect, forward, reconnect, until cancelled."""
         doublings = 0
+        loop = asyncio.get_running_loop()
+        heard_at = -math.inf
         while True:
             self.heard = False
+            if loop.time() - heard_at >= STORM_SECONDS and not self.draining:
+                self.backlog_from = math.inf  # until a hub answers
             try:
                 async with self._connected() as client:
                     await _Session(self, client).run()
             except* (aiomqtt.MqttError, TransientError) as group:
                 self.state.last_error = _reasons(group)
             self.metrics.reconnects.inc()
+            if self.heard:
+                heard_at = loop.time()
             doublings = 0 if self.heard else doublings + 1
             most = min(self.mqtt.reconnect_cap_seconds, _BACKOFF_SECONDS * 2 ** min(doublings, 20))
             # Full jitter: after an outage a whole chain comes back, but not at the same second.
@@ -121,6 +147,7 @@ class Forwarder:
     async def drain(self, timeout_seconds: float) -> bool:
         """Send what is there, unsealed records and the ledger too. True: the hub has all of it."""
         self.seal_seconds = 0.0
+        self.draining, self.backlog_from = True, -math.inf
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_seconds
         ask_at = loop.time()
@@ -133,6 +160,12 @@ class Forwarder:
                 ask_at = loop.time() + _LEDGER_SECONDS
             await asyncio.sleep(0.02)
         return True
+
+    def hold_backlog(self, seconds: float) -> None:
+        """Send only what is new for so long."""
+        self.backlog_from = asyncio.get_running_loop().time() + seconds
+        if seconds:
+            log.info("backlog.held", seconds=round(seconds, 1))
 
     def backlog(self) -> bool:
         """Whether anything accepted is not confirmed."""
@@ -151,7 +184,8 @@ class Forwarder:
         client = aiomqtt.Client(
             mqtt.host,
             mqtt.port,
-            identifier=f"scout-{device.store}-{device.id}{suffix}",
+            # Two boxes with one id must not throw each other out: the hub tells them apart.
+            identifier=f"scout-{device.store}-{device.id}-{self.buffer.nonce.hex()[:8]}{suffix}",
             username=device.id if mqtt.password else None,
             password=mqtt.password or None,
             protocol=aiomqtt.ProtocolVersion.V5 if v5 else aiomqtt.ProtocolVersion.V311,
@@ -162,6 +196,8 @@ class Forwarder:
             keepalive=max(5, int(2 * mqtt.heartbeat_seconds)),
             max_concurrent_outgoing_calls=_PUBLISHES_AT_ONCE,
             tls_context=self._tls,
+            transport="websockets" if mqtt.transport == "websockets" else "tcp",
+            websocket_path=mqtt.websocket_path,
         )
         async with client:
             try:
@@ -180,15 +216,6 @@ class Forwarder:
         await client.publish(topic, offline, qos=1, retain=True, timeout=1.0)
 
 
-@dataclass(slots=True)
-class _Flight:
-    """A segment that was sent and waits for its receipt."""
-
-    last_sequence: int
-    acknowledged_at: float | None = None
-    """Loop time of the PUBACK."""
-
-
 class _Session:
     """One connection."""
 
@@ -201,8 +228,11 @@ class _Session:
         self._mqtt = forwarder.mqtt
         self._loop = asyncio.get_running_loop()
         self._tasks = asyncio.TaskGroup()
-        self._flights: dict[int, _Flight] = {}
-        self._cursor = 0
+        self._schedule = Schedule(self._buffer, self._mqtt.live_share_ratio)
+        self._awaited = 0
+        """Publishes whose PUBACK has not come."""
+        self._alive_at = self._loop.time()
+        """When the far side last gave a sign, or the first of these was sent."""
         self._failures = 0
         """Time-outs since the hub last showed progress."""
         self._rtt_seconds = 0.0
@@ -216,17 +246,23 @@ class _Session:
         device = self._forwarder.device
         # Before anything is sent: the answer must find us listening.
         await self._client.subscribe(topics.receipts(device.store, device.id), qos=1)
+        if self._forwarder.orders is not None:
+            for channel in (topics.CONFIG, topics.COMMAND):
+                await self._client.subscribe(topics.order(device.store, device.id, channel), qos=1)
         if not self._forwarder.recovered:
             online = status_message(True, clock.boot_id().hex(), clock.wall_ms())
             await self._publish_up(topics.STATUS, online, retain=True)
         self._state.connected = True
         self._metrics.connected.set(1)
         log.info("connection.opened", host=self._mqtt.host, port=self._mqtt.port)
-        self._cursor = self._buffer.watermark
         async with self._tasks:
             self._tasks.create_task(self._receive(), name="receipts")
             self._tasks.create_task(self._send(), name="segments")
             self._tasks.create_task(self._heartbeat(), name="heartbeat")
+            self._tasks.create_task(self._listen(), name="silence")
+            if self._forwarder.orders is not None:
+                reporting = self._report(self._forwarder.orders)
+                self._tasks.create_task(reporting, name="reports")
             try:
                 await asyncio.Event().wait()
             finally:
@@ -235,13 +271,42 @@ class _Session:
                 self._ending = True
                 self._wake.set()
                 self._ask.set()
+                if self._forwarder.orders is not None:
+                    self._forwarder.orders.news.set()
 
-    async def _publish_up(
-        self, channel: str, payload: bytes, *, retain: bool = False, seconds: float | None = None
-    ) -> None:
+    async def _report(self, orders: Remote) -> None:
+        orders.connected()
+        while not self._ending:
+            await orders.news.wait()
+            for report in orders.waiting():
+                await self._publish_up(topics.REPORT, report.encode())
+                await orders.said(report)
+
+    async def _publish_up(self, channel: str, payload: bytes, *, retain: bool = False) -> None:
         device = self._forwarder.device
         topic = topics.up(device.store, device.id, channel)
-        await self._client.publish(topic, payload, qos=1, retain=retain, timeout=seconds)
+        if not self._awaited:
+            self._alive_at = self._loop.time()
+        self._awaited += 1
+        try:
+            # No time-out of its own: a slow uplink is not a broken one, and ``_listen`` tells them
+            # apart by the PUBACKs before it.
+            await self._client.publish(topic, payload, qos=1, retain=retain, timeout=math.inf)
+        finally:
+            self._awaited -= 1
+        self._alive_at = self._loop.time()
+
+    async def _listen(self) -> None:
+        """End the connection when it only swallows."""
+        most = self._mqtt.silence_seconds
+        while not self._ending:
+            await asyncio.sleep(min(1.0, most / 4))
+            silent = self._loop.time() - self._alive_at
+            if self._awaited and silent > most:
+                raise TransientError(
+                    f"the link is silent: no answer to anything for {silent:.0f} s",
+                    "it is opened again; if this comes back, look at the router and the line",
+                )
 
     # -- segments -------------------------------------------------------------------------------
 
@@ -249,14 +314,16 @@ class _Session:
         while not self._ending:
             self._wake.clear()
             self._expire()
-            room = self._window() - len(self._flights)
+            room = self._window() - len(self._schedule.flights)
+            schedule = self._schedule
             segments = await self._next(room) if room > 0 else []
+            if schedule is not self._schedule:  # these have another identity now
+                continue
             for segment in segments:
-                flight = self._flights[segment.first_sequence] = _Flight(segment.last_sequence)
-                self._cursor = segment.last_sequence
+                flight = schedule.flights[segment.first_sequence]
                 name = f"publish-{segment.first_sequence}"
                 self._tasks.create_task(self._publish(segment, flight), name=name)
-            self._state.in_flight = len(self._flights)
+            self._state.in_flight = len(self._schedule.flights)
             if not segments:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_NAP_SECONDS):
@@ -269,23 +336,16 @@ class _Session:
         return min(self._state.credit, 1 if self._failures else WINDOW)
 
     async def _next(self, room: int) -> list[StoredSegment]:
-        self._cursor = max(self._cursor, self._buffer.watermark)
-        last = self._buffer.next_sequence - 1
-        if self._cursor >= last:
-            age = self._buffer.unsealed_seconds()
-            if not age or age < self._forwarder.seal_seconds:
-                return []
+        age = self._buffer.unsealed_seconds()
+        if age and age >= self._forwarder.seal_seconds:
             await asyncio.to_thread(self._buffer.seal, self._forwarder.seal_seconds)
-            last = self._buffer.next_sequence - 1
-        segments = await asyncio.to_thread(
-            self._buffer.segments_after, self._cursor, _FETCH_BYTES, room
-        )
-        if not segments:  # the hub has all of them already
-            self._cursor = max(self._cursor, last)
-        return segments
+        if self._buffer.watermark >= self._buffer.next_sequence - 1:
+            return []
+        self._schedule.backlog_from = self._forwarder.backlog_from
+        return await asyncio.to_thread(self._schedule.take, room, self._loop.time())
 
-    async def _publish(self, segment: StoredSegment, flight: _Flight) -> None:
-        await self._publish_up(topics.DATA, segment.body, seconds=_PUBACK_SECONDS)
+    async def _publish(self, segment: StoredSegment, flight: Flight) -> None:
+        await self._publish_up(topics.DATA, segment.body)
         flight.acknowledged_at = self._loop.time()
         self._metrics.sent_segments.inc()
         self._metrics.sent_bytes.inc(len(segment.body))
@@ -296,7 +356,7 @@ class _Session:
         oldest = self._loop.time() - patience * 2 ** min(self._failures, _MAX_DOUBLINGS)
         overdue = [
             first
-            for first, flight in self._flights.items()
+            for first, flight in self._schedule.flights.items()
             if flight.acknowledged_at is not None and flight.acknowledged_at < oldest
         ]
         if overdue:
@@ -305,17 +365,23 @@ class _Session:
             log.warning(
                 "receipt.missed",
                 first_sequence=overdue[0],
-                segments=len(self._flights),
+                segments=len(self._schedule.flights),
                 watermark=self._buffer.watermark,
             )
-            self._flights.clear()
-            self._cursor = self._buffer.watermark
+            self._schedule.go_back()
             self._ask.set()
 
     # -- receipts -------------------------------------------------------------------------------
 
     async def _receive(self) -> None:
         async for message in self._client.messages:
+            self._alive_at = self._loop.time()
+            orders = self._forwarder.orders
+            if orders is not None and not message.topic.matches(f"{topics.PREFIX}/+/+/dn/ack/+"):
+                name = f"order-{message.topic.value.rpartition('/')[2]}"
+                taking = orders.take(message.topic.value, bytes(message.payload))
+                self._tasks.create_task(taking, name=name)
+                continue
             try:
                 assert isinstance(message.payload, bytes)
                 receipt = Receipt.decode(message.payload)
@@ -323,6 +389,11 @@ class _Session:
                 log.warning("receipt.refused", reason=error.message)
                 continue
             if receipt.epoch != self._buffer.epoch:
+                continue
+            if receipt.fork is not None:
+                await self._leave(receipt)
+                continue
+            if not self._is_meant(receipt):
                 continue
             try:
                 moved = await asyncio.to_thread(self._buffer.apply_receipt, receipt)
@@ -335,16 +406,50 @@ class _Session:
                 continue
             self._heard(receipt, moved)
 
+    def _is_meant(self, receipt: Receipt) -> bool:
+        """Whether it speaks of what this writer stored, and not of another copy's.
+
+        A hub that names no writer does not tell copies apart.
+        """
+        if not receipt.writer or self._forwarder.recovered:
+            return True
+        return receipt.writer == self._buffer.lineage[-1].nonce
+
+    async def _leave(self, receipt: Receipt) -> None:
+        """Another copy of the buffer file goes on with this stream, when it is meant for us."""
+        if self._forwarder.recovered:
+            return
+        try:
+            left = await asyncio.to_thread(self._buffer.leave, receipt)
+        except TransientError as error:
+            self._state.last_error = error.message
+            log.error("fork.postponed", reason=error.message, hint=error.hint)  # noqa: TRY400
+            return
+        if left:
+            assert receipt.fork is not None
+            self._schedule = Schedule(self._buffer, self._mqtt.live_share_ratio)
+            self._state.copied = True
+            self._metrics.incidents.inc()
+            log.error(
+                "buffer.forked",
+                old_epoch=receipt.epoch.hex(),
+                epoch=self._buffer.epoch.hex(),
+                first_sequence=receipt.fork.first_sequence,
+                hint="this buffer was copied: look for a second box, a cloned card, an old image",
+            )
+            self._forwarder.forked.set()
+            self._ask.set()
+
     def _heard(self, receipt: Receipt, moved: int) -> None:
         now = self._loop.time()
         arrived = [
             first
-            for first, flight in self._flights.items()
+            for first, flight in self._schedule.flights.items()
             if flight.last_sequence <= self._buffer.watermark
             or any(low <= first and flight.last_sequence <= high for low, high in receipt.ranges)
         ]
         for first in arrived:
-            flight = self._flights.pop(first)
+            flight = self._schedule.flights.pop(first)
             if flight.acknowledged_at is not None:
                 seconds = now - flight.acknowledged_at
                 self._metrics.receipt_seconds.observe(seconds)
@@ -353,6 +458,8 @@ class _Session:
             self._failures = 0
         if self._state.credit and not receipt.credit:
             self._ask.set()
+        if self._forwarder.backlog_from == math.inf:
+            self._forwarder.hold_backlog(random.uniform(0, self._mqtt.storm_guard_seconds))
         self._forwarder.heard = True
         self._state.credit = receipt.credit
         self._state.hub_time_ms = receipt.hub_time_ms
@@ -378,6 +485,7 @@ class _Session:
 
     async def _hello(self) -> Hello:
         status = await asyncio.to_thread(self._buffer.status)
+        known = await asyncio.to_thread(boots.known, self._buffer)
         return Hello(
             epoch=status.epoch,
             boot_id=clock.boot_id().hex(),
@@ -396,6 +504,11 @@ class _Session:
             counters=self._metrics.counters(),
             recovered=self._forwarder.recovered,
             damaged_files=self._forwarder.damaged_files,
+            lineage=() if self._forwarder.recovered else self._buffer.lineage,
+            python=platform.python_version(),
+            system=f"{platform.system()} {platform.release()} {platform.machine()}",
+            config_version=self._forwarder.orders.version if self._forwarder.orders else 0,
+            boots=known,
         )
 
 

@@ -1,12 +1,14 @@
 """The tables of a buffer file, and what one transaction does to them.
 
     meta         epoch, next_sequence, watermark, acknowledged ledger version, zone, fence
-    tail         accepted, not sealed: one row per commit, records of one kind, no sequence yet
+    tail         accepted, not sealed: one row per commit, records of one kind, no sequence yet;
+                 readings stamped by a doubtful clock stand apart, with its span (kind STAMPED)
     segments     sealed: immutable wire bytes under their first sequence, with an outer CRC; a gap
                  stands in the place of segments that were given up, and only ever grows
     idempotency  keys of requests already accepted, so that a retry is answered, not stored again
     ledger       records accepted per business day and kind, cumulative
     sources      where each source goes on reading, committed with the records read before it
+    openings     who wrote this file, oldest first: a nonce per process and its first sequence
 
 Invariants: one gap-free sequence over both kinds, given when sealing; a record stands in exactly
 one tail row or segment; the ledger changes in the transaction that accepts the records; nothing is
@@ -26,6 +28,7 @@ import struct
 import time
 import zlib
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
@@ -33,12 +36,12 @@ from typing import NamedTuple, cast
 from scout_edge import clock
 from scout_shared import wire
 from scout_shared.errors import PermanentError, WireError
-from scout_shared.messages import LedgerEntry, Receipt
+from scout_shared.messages import Fork, LedgerEntry, Opening, Receipt
 from scout_shared.wire import DOCUMENTS, GAP, READINGS, Document, GivenUp, Reading
 from scout_shared.zones import UNKNOWN_DAY, BusinessCalendar
 
 APPLICATION_ID = 0x53434F55  # "SCOU": another program's database is not taken for a buffer
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SCHEMA = """
 create table meta (key text primary key, value) without rowid;
 create table tail (
@@ -47,7 +50,10 @@ create table tail (
   accepted_ms integer not null,
   records integer not null,
   crc integer not null,
-  body blob not null
+  body blob not null,
+  boot_id blob not null default x'00000000000000000000000000000000',
+  clock integer not null default 0,
+  mono_ms integer not null default 0
 );
 create table segments (
   first_sequence integer primary key,
@@ -72,7 +78,26 @@ create table ledger (
   primary key (day, kind)
 ) without rowid;
 create table sources (name text primary key, state text not null) without rowid;
+create table openings (
+  id integer primary key,
+  nonce blob not null,
+  first_sequence integer not null
+);
 """
+# What stood before must stay on the pages where it stands: `recovery` finds it there.
+_STEPS = {
+    1: """
+alter table tail add column boot_id blob not null default x'00000000000000000000000000000000';
+alter table tail add column clock integer not null default 0;
+alter table tail add column mono_ms integer not null default 0;
+create table openings (
+  id integer primary key,
+  nonce blob not null,
+  first_sequence integer not null
+);
+""",
+}
+"""Version of a file → what makes it the next version; what is in it stays as it is."""
 
 SEGMENT_RECORDS = 1000
 SEGMENT_RAW_BYTES = 64 * 1024  # of documents; about 16 KB once compressed
@@ -83,8 +108,17 @@ DELETE_SEGMENTS = 32  # per transaction: short, and possible on an almost full d
 
 GAP_PARTS = 512  # about 5 KB once compressed: what is rewritten when a gap grows
 
+STAMPED = 0x100 | READINGS
+"""Kind of tail rows: readings that the agent stamped while nobody vouched for its clock. They are
+sealed as READINGS, in segments of their own, which say in which span of the clock they arose."""
+TAIL_KINDS = (DOCUMENTS, READINGS, STAMPED)
+"""In this order they are sealed, and so sent: sales before telemetry."""
+
 DAMAGED = "damaged"
 """Reason: the bytes changed on disk."""
+
+OPENINGS_KEPT = 64
+"""About 2 KB in a hello; the hub must know one of them to see that this file is no copy."""
 
 KEYS_KEPT = 50_000
 KEYS_KEPT_AT_ANY_AGE = 1_000  # the wall clock may jump by years; a retry comes within minutes
@@ -111,6 +145,15 @@ class Accepted(NamedTuple):
     """The key was known: these records were stored before, nothing was stored now."""
 
 
+class _Stamp(NamedTuple):
+    """What the device's clocks said when the records of a tail row were accepted."""
+
+    boot_id: bytes
+    clock: int
+    wall_ms: int
+    mono_ms: int
+
+
 class Offset(NamedTuple):
     """Where a source goes on reading after the records it is committed with."""
 
@@ -128,6 +171,8 @@ class Append:
     key: str | None = None
     offset: Offset | None = None
     digest: bytes = b""
+    span: wire.Span | None = None
+    """Readings that were stamped in it. None: their times need no repair."""
 
 
 @dataclass(slots=True)
@@ -143,6 +188,10 @@ class _Tail:
     """Wall clock when the oldest was accepted."""
     since: float = math.inf
     """Monotonic seconds when the oldest was accepted; -inf: in a former process."""
+    stamp: _Stamp | None = None
+    """Of the newest tail row, when the row was read from the file."""
+    span: wire.Span | None = None
+    """Of STAMPED: that of all its records."""
 
 
 def check_readings(readings: Sequence[Reading], known: set[str]) -> tuple[int, ...]:
@@ -219,6 +268,8 @@ class Journal:
         self._ledger_version = 0
         self._new_keys = 0
         self.epoch = b""
+        self.lineage: tuple[Opening, ...] = ()
+        """The openings of this file, newest last."""
 
     @property
     def next_sequence(self) -> int:
@@ -253,6 +304,49 @@ class Journal:
         }
         self._db.executemany("insert into meta values (?, ?)", meta.items())
 
+    def upgrade(self, version: int) -> None:
+        """Bring a file of an older version up to this one. Not an empty file."""
+        while version < SCHEMA_VERSION:
+            for statement in _STEPS[version].split(";"):
+                self._db.execute(statement)
+            version += 1
+            self._db.execute(f"pragma user_version = {version}")
+
+    def open_as(self, nonce: bytes) -> None:
+        """Begin a new writer's part of the sequence; before it accepts anything.
+
+        What a former process left unsealed is sealed here, of nothing but what stands in the file:
+        two copies of a file make the same bytes of it. So everything below the new writer's first
+        sequence is common to all copies, and everything from there on is its own.
+
+        A recovered file gets no new writer, and what is unsealed in it waits: the hub may hold more
+        of its sequence than it knows.
+        """
+        if self._meta["recovered"]:
+            return
+        for kind, tail in self._tails.items():
+            if tail.records:
+                self._seal(kind, tail, 0, len(tail.records))
+                self._restart(kind, tail, [])
+        self._db.execute(
+            "insert into openings (nonce, first_sequence) values (?, ?)",
+            (nonce, self.next_sequence),
+        )
+        self._db.execute(
+            "delete from openings where id <= (select max(id) from openings) - ?",
+            (OPENINGS_KEPT,),
+        )
+        self._read_lineage()
+        self._store_meta()
+
+    def _read_lineage(self) -> None:
+        self.lineage = tuple(
+            Opening(bytes(nonce), first)
+            for nonce, first in self._db.execute(
+                "select nonce, first_sequence from openings order by id"
+            )
+        )
+
     def load(self) -> None:
         """Read the numbers and the tail. A damaged tail row becomes a gap."""
         meta = dict(self._db.execute("select key, value from meta"))
@@ -265,20 +359,24 @@ class Journal:
         self._stored_meta = dict(self._meta)
         self._ledger_version = _newest(self._db)
         self._ledger = {}
-        # In this order they are sealed, and so sent: sales before telemetry.
-        self._tails = {DOCUMENTS: _Tail(), READINGS: _Tail()}
+        self._tails = {kind: _Tail() for kind in TAIL_KINDS}
         damaged: list[tuple[int, int, int]] = []
-        for row_id, kind, accepted_ms, records, crc, body in self._db.execute(
-            "select id, kind, accepted_ms, records, crc, body from tail order by id"
+        for row_id, kind, accepted_ms, records, crc, body, *clocks in self._db.execute(
+            "select id, kind, accepted_ms, records, crc, body, boot_id, clock, mono_ms from tail"
+            " order by id"
         ):
             if zlib.crc32(body) != crc:
                 damaged.append((row_id, kind, records))
                 continue
-            self._stage(kind, _unpack(kind, records, body), accepted_ms, -math.inf)
+            self._tails[kind].span, unpacked = _unpack(kind, records, body)
+            self._stage(kind, unpacked, accepted_ms, -math.inf)
+            boot_id, state, mono_ms = clocks
+            self._tails[kind].stamp = _Stamp(boot_id, state, accepted_ms, mono_ms)
         for tail in self._tails.values():
             tail.stored = len(tail.records)
         for row_id, kind, records in damaged:
             self._give_up_tail(row_id, kind, records)
+        self._read_lineage()
         if zone != self._calendar.zone:
             self._change_zone(zone)
 
@@ -321,11 +419,23 @@ class Journal:
                 append.offset,
             )
         if records:
-            self._stage(append.kind, append.records, now_ms, time.monotonic())
+            kind = append.kind if append.span is None else STAMPED
+            if append.span is not None:
+                self._turn(append.span)
+            self._stage(kind, append.records, now_ms, time.monotonic())
+            self._tails[kind].stamp = None
             for day, count in append.days.items():
                 entry = day, append.kind
                 self._ledger[entry] = self._ledger.get(entry, 0) + count
         return Accepted(records, duplicate=False)
+
+    def _turn(self, span: wire.Span) -> None:
+        """What was stamped in another span is sealed before this one begins."""
+        tail = self._tails[STAMPED]
+        if tail.records and tail.span != span:
+            self._seal(STAMPED, tail, 0, len(tail.records))
+            self._restart(STAMPED, tail, [])
+        tail.span = span
 
     def _stage(self, kind: int, records: Records, accepted_ms: int, since: float) -> None:
         tail = self._tails[kind]
@@ -343,11 +453,21 @@ class Journal:
             self._seal_full(kind, tail)
             fresh = tail.records[tail.stored :]
             if fresh:
-                body = _pack(kind, fresh)
+                body = _pack(kind, fresh, tail.span)
+                now = clock.sealing(self.epoch, self._calendar.zone)
                 self._db.execute(
-                    "insert into tail (kind, accepted_ms, records, crc, body)"
-                    " values (?, ?, ?, ?, ?)",
-                    (kind, clock.wall_ms(), len(fresh), zlib.crc32(body), body),
+                    "insert into tail (kind, accepted_ms, records, crc, body, boot_id, clock,"
+                    " mono_ms) values (?, ?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        kind,
+                        now.sealed_ms,
+                        len(fresh),
+                        zlib.crc32(body),
+                        body,
+                        now.boot_id,
+                        now.clock,
+                        now.sealed_mono_ms,
+                    ),
                 )
                 tail.stored = len(tail.records)
         if self._ledger:
@@ -425,11 +545,11 @@ class Journal:
             # First, so that the segment can use these pages in a buffer that is full.
             self._db.execute("delete from tail where kind = ?", (kind,))
         first, records = self.next_sequence, tail.records[at:end]
-        sealing = clock.sealing(self.epoch, self._calendar.zone)
-        if kind == READINGS:
-            readings = cast(list[Reading], records)
+        sealing = self._sealing(tail.stamp)
+        if kind != DOCUMENTS:
+            kind, readings = READINGS, cast(list[Reading], records)
             days = self._calendar.count([r[1] for r in readings])
-            body = wire.encode_readings(sealing, first, readings, days)
+            body = wire.encode_readings(sealing, first, readings, days, tail.span)
         else:
             body = wire.encode_documents(sealing, first, cast(list[Document], records))
         self._db.execute(
@@ -445,7 +565,21 @@ class Journal:
         )
         self._meta["next_sequence"] = first + len(records)
 
+    def _sealing(self, stamp: _Stamp | None) -> wire.Sealing:
+        """Now; or, of records that were read from the file, when the newest was accepted."""
+        if stamp is None:
+            return clock.sealing(self.epoch, self._calendar.zone)
+        return wire.Sealing(
+            self.epoch,
+            stamp.boot_id,
+            self._calendar.zone,
+            stamp.clock,
+            stamp.wall_ms,
+            stamp.mono_ms,
+        )
+
     def _restart(self, kind: int, tail: _Tail, rest: Records) -> None:
+        tail.stamp = None
         tail.records, tail.stored, tail.raw_bytes, tail.types = [], 0, 0, set()
         if rest:
             self._stage(kind, rest, clock.wall_ms(), time.monotonic())
@@ -508,6 +642,7 @@ class Journal:
 
     def _give_up_tail(self, row_id: int, kind: int, records: int) -> None:
         """A tail row that cannot be read: its records get their sequences, in a gap."""
+        kind = READINGS if kind == STAMPED else kind
         if kind not in wire.KIND_NAMES or not 1 <= records <= wire.MAX_RECORDS:
             raise PermanentError(f"tail row {row_id} with {records} records is damaged")
         self._db.execute("delete from tail where id = ?", (row_id,))
@@ -554,6 +689,83 @@ class Journal:
             "insert into segments values (?, ?, ?, ?, ?, ?)",
             (first, records, GAP, sealing.sealed_ms, zlib.crc32(body), body),
         )
+
+    # -- leaving a stream -----------------------------------------------------------------------
+
+    def fork_point(self, fork: Fork) -> int:
+        """First sequence that leaves the stream: all records from there on are in whole segments.
+
+        Seals everything. What the watermark covers stays: the hub has it. A segment that began
+        before stays, too: its records cannot be told apart any more.
+        """
+        self.flush()
+        self.seal(0)
+        first = max(fork.first_sequence, self.watermark + 1)
+        (first,) = self._db.execute(
+            "select coalesce(max(first_sequence + records), ?1) from segments"
+            " where first_sequence < ?1 and first_sequence + records > ?1",
+            (first,),
+        ).fetchone()
+        return int(first)
+
+    def leave(self, fork: Fork, first: int) -> None:
+        """Give what was accepted from ``first`` on the fork's epoch and sequences from 1.
+
+        The records, their order, days and clocks stay; the ledger counts exactly them. Segments
+        before ``first`` are deleted: the caller has put them elsewhere. Requests that were answered
+        and places where sources read stay as they are: they are the sources' own.
+        """
+        epoch, shift = fork.epoch_after(self.epoch), first - 1
+        self._db.execute("delete from segments where first_sequence < ?", (first,))
+        rows = self._db.execute(
+            "select first_sequence from segments order by first_sequence"
+        ).fetchall()
+        ledger: Counter[tuple[int, int]] = Counter()
+        given_up = 0
+        for (old,) in rows:
+            self.give_up_damaged(old)
+        for (old,) in self._db.execute(
+            "select first_sequence from segments order by first_sequence"
+        ).fetchall():
+            kind, body = self._db.execute(
+                "select kind, body from segments where first_sequence = ?", (old,)
+            ).fetchone()
+            parts = wire.decode_gap(body) if kind == GAP else []
+            given_up += sum(part.records for part in parts)
+            for stood, days in [(part.kind, part.days) for part in parts] or [(kind, _days(body))]:
+                for day, count in days.items():
+                    ledger[day, stood] += count
+            body = wire.renamed(body, epoch, old - shift)
+            self._db.execute(
+                "update segments set first_sequence = ?, crc = ?, body = ?"
+                " where first_sequence = ?",
+                (old - shift, zlib.crc32(body), body, old),
+            )
+        self._db.execute("delete from ledger")
+        self._db.executemany(
+            "insert into ledger values (?, ?, ?, 1)",
+            [(day, kind, n) for (day, kind), n in ledger.items() if kind in wire.KIND_NAMES],
+        )
+        openings = [*self.lineage]
+        at = next((i for i, o in enumerate(openings) if o.nonce == fork.opening), -1)
+        self._db.execute("delete from openings")
+        self._db.executemany(
+            "insert into openings (nonce, first_sequence) values (?, ?)",
+            [(nonce, max(1, begun - shift)) for nonce, begun in openings[at:]],
+        )
+        self._db.execute("update meta set value = ? where key = 'epoch'", (epoch,))
+        self._meta |= {
+            "next_sequence": self.next_sequence - shift,
+            "watermark": 0,
+            "ledger_acked": 0,
+            "given_up": given_up,
+            "fenced": 0,
+            "forks": self._meta.get("forks", 0) + 1,
+        }
+        self.epoch = epoch
+        self._ledger_version = _newest(self._db)
+        self._store_meta()
+        self._read_lineage()
 
     # -- receipts -------------------------------------------------------------------------------
 
@@ -660,15 +872,16 @@ def _segment_end(kind: int, records: Records, at: int) -> int:
     return end if end <= len(records) else 0
 
 
-def _pack(kind: int, records: Records) -> bytes:
+def _pack(kind: int, records: Records, span: wire.Span | None) -> bytes:
     """A tail row: the records as they came. Cheap, because most are sealed within seconds.
 
     Numbers in the machine's byte order: a tail never leaves the machine.
     """
-    if kind == READINGS:
+    if kind != DOCUMENTS:
         names, times, values = zip(*records, strict=True)
         index = {name: i for i, name in enumerate(dict.fromkeys(names))}
-        head = json.dumps(list(index)).encode()
+        known = list(index)
+        head = json.dumps(known if span is None else [span.encode(), known]).encode()
         columns = [
             array("I", [index[name] for name in names]).tobytes(),
             array("q", times).tobytes(),
@@ -681,18 +894,22 @@ def _pack(kind: int, records: Records) -> bytes:
     return b"".join([struct.pack("=I", len(head)), head, *columns])
 
 
-def _unpack(kind: int, records: int, body: bytes) -> Records:
+def _unpack(kind: int, records: int, body: bytes) -> tuple[wire.Span | None, Records]:
     (size,) = struct.unpack_from("=I", body)
     head, at = json.loads(body[4 : 4 + size]), 4 + size
-    if kind == READINGS:
+    if kind != DOCUMENTS:
+        span = None
+        if kind == STAMPED:
+            fields, head = head
+            span = wire.Span.decode(fields)
         index, times, values = array("I"), array("q"), array("d")
         for column in (index, times, values):
             end = at + records * column.itemsize
             column.frombytes(body[at:end])
             at = end
-        return [Reading(head[i], t, v) for i, t, v in zip(index, times, values, strict=True)]
+        return span, [Reading(head[i], t, v) for i, t, v in zip(index, times, values, strict=True)]
     documents = []
     for name, observed_ms, day, length in head:
         documents.append(Document(name, observed_ms, day, body[at : at + length]))
         at += length
-    return documents
+    return None, documents

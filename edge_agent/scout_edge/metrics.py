@@ -22,6 +22,7 @@ class AgentMetrics:
     """One set per agent, in a registry of its own."""
 
     def __init__(self, buffer: Buffer) -> None:
+        self._buffer = buffer
         self.registry = CollectorRegistry()
         self.started = time.monotonic()
 
@@ -52,6 +53,12 @@ class AgentMetrics:
         self.unreadable_records = counter(
             "unreadable_records_total", "What a source could not read; no value given.", ("source",)
         )
+        self.dropped_rejects = counter(
+            "dropped_rejects_total", "Kept unreadable lines, dropped at the limit.", ("source",)
+        )
+        self.clock_jumps = counter(
+            "clock_jumps_total", "Jumps of the wall clock, either way, against the monotonic one."
+        )
         self.shaped_readings = counter(
             "shaped_readings_total", "Readings that shaping left out or merged.", ("source",)
         )
@@ -74,7 +81,9 @@ class AgentMetrics:
 
     def counters(self) -> dict[str, int]:
         """Event counts since the start, for the hello."""
+        personal = self._buffer.privacy.counted
         return {
+            **{f"privacy_{what}_fields": count for what, count in sorted(personal.items())},
             "refused_requests": _total(self.refused_requests),
             "duplicate_records": _total(self.duplicate_records),
             "sent_segments": _total(self.sent_segments),
@@ -83,6 +92,7 @@ class AgentMetrics:
             "reconnects": _total(self.reconnects),
             "source_failures": _total(self.source_failures),
             "unreadable_records": _total(self.unreadable_records),
+            "clock_jumps": _total(self.clock_jumps),
         }
 
 
@@ -108,6 +118,14 @@ class _BufferCollector(Collector):
                 "oldest_unsent_seconds",
                 "Age of the oldest record that the hub has not confirmed, by the wall clock.",
                 0.0 if oldest is None else time.time() - oldest / 1000,
+            ),
+            *(
+                (
+                    f"privacy_{what}_fields",
+                    f"Personal fields {what} before they were stored.",
+                    count,
+                )
+                for what, count in sorted(self._buffer.privacy.counted.items())
             ),
             ("fenced_ratio", "1: the file is an old copy or has a twin.", int(status.fenced)),
             ("damaged_segments", "Segments whose bytes changed.", status.damaged_segments),

@@ -37,11 +37,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scout_edge import database, journal
+from scout_edge import database, fork, journal
 from scout_edge.buffer import Buffer
 from scout_edge.database import DamagedError
-from scout_edge.journal import Journal
+from scout_edge.journal import TAIL_KINDS, Journal
 from scout_edge.pages import Pages, Row
+from scout_edge.privacy import Privacy
 from scout_edge.room import Limits
 from scout_shared import logs, wire
 from scout_shared.errors import ConfigError, TransientError, WireError
@@ -70,7 +71,12 @@ class Report:
 
 
 def open_buffer(
-    path: Path, *, zone: str, limits: Limits, group_commit_seconds: float = 0.0
+    path: Path,
+    *,
+    zone: str,
+    limits: Limits,
+    group_commit_seconds: float = 0.0,
+    privacy: Privacy | None = None,
 ) -> Buffer:
     """The buffer at ``path``; a damaged one is set aside and searched first.
 
@@ -80,7 +86,13 @@ def open_buffer(
     """
 
     def opened() -> Buffer:
-        return Buffer(path, zone=zone, limits=limits, group_commit_seconds=group_commit_seconds)
+        return Buffer(
+            path,
+            zone=zone,
+            limits=limits,
+            group_commit_seconds=group_commit_seconds,
+            privacy=privacy,
+        )
 
     with database.locked(path):
         if database.was_made(path) and not (path.exists() and path.stat().st_size):
@@ -121,9 +133,12 @@ def damaged_files(path: Path) -> list[Path]:
 def waiting(path: Path) -> list[Path]:
     """Buffers of old epochs that the hub has not confirmed yet, oldest first."""
     return [
-        recovered
-        for damaged in damaged_files(path)
-        if (recovered := recovered_name(damaged)).exists() and _report_name(damaged).exists()
+        *(
+            recovered
+            for damaged in damaged_files(path)
+            if (recovered := recovered_name(damaged)).exists() and _report_name(damaged).exists()
+        ),
+        *fork.files(path),
     ]
 
 
@@ -220,8 +235,8 @@ class _Facts:
     epoch: bytes = b""
     zone: str = ""
     next_sequence: int = 0
-    tail: list[tuple[int, int, int, int, bytes]] = field(default_factory=list)
-    """(kind, accepted_ms, records, crc, body)"""
+    tail: list[tuple[int, int, int, int, bytes, bytes, int, int]] = field(default_factory=list)
+    """(kind, accepted_ms, records, crc, body, boot_id, clock, mono_ms)"""
     ledger: list[tuple[int, int, int, int]] = field(default_factory=list)
     """(day, kind, records, version)"""
     sources: list[tuple[str, str]] = field(default_factory=list)
@@ -232,7 +247,7 @@ class _Facts:
     def agree(self) -> bool:
         """Sealed and unsealed records are as many as the ledger counts: three pages agree."""
         accepted = sum(records for _, _, records, _ in self.ledger)
-        unsealed = sum(records for _, _, records, _, _ in self.tail)
+        unsealed = sum(row[2] for row in self.tail)
         return self.next_sequence > 0 and self.next_sequence - 1 + unsealed == accepted
 
 
@@ -282,7 +297,8 @@ def _rebuild(damaged: Path, target: Path, zone: str) -> Report:
             last = facts.next_sequence - 1
             made.executemany("insert or ignore into ledger values (?, ?, ?, ?)", facts.ledger)
         made.executemany(
-            "insert into tail (kind, accepted_ms, records, crc, body) values (?, ?, ?, ?, ?)",
+            "insert into tail (kind, accepted_ms, records, crc, body, boot_id, clock, mono_ms)"
+            " values (?, ?, ?, ?, ?, ?, ?, ?)",
             facts.tail,
         )
         made.executemany("insert or ignore into sources values (?, ?)", facts.sources)
@@ -397,11 +413,15 @@ def _facts(pages: Pages, roots: dict[str, int]) -> _Facts:
         facts.zone = zone
     if isinstance(following, int):
         facts.next_sequence = following
-    for _, row in pages.table(roots["tail"]):
-        if _shaped(row, (object, int, int, int, int, bytes)):
-            kind, accepted_ms, records, crc, body = row[1:]
-            if kind in wire.KIND_NAMES and 1 <= records <= wire.MAX_RECORDS:
-                facts.tail.append((kind, accepted_ms, records, crc, body))
+    for _, found in pages.table(roots["tail"]):
+        # Version 1 of the file noted no clocks.
+        row = found if len(found) != 6 else (*found, bytes(16), wire.CLOCK_UNKNOWN, 0)
+        if (
+            _shaped(row, (object, int, int, int, int, bytes, bytes, int, int))
+            and row[1] in TAIL_KINDS
+            and 1 <= row[3] <= wire.MAX_RECORDS
+        ):
+            facts.tail.append(row[1:])
     for row in pages.index(roots["ledger"]):
         if _shaped(row, (int, int, int, int)):
             facts.ledger.append(row)

@@ -122,6 +122,7 @@ def of_buffer(status: buffer.BufferStatus) -> dict[str, Any]:
         "buffer_max_bytes": status.max_bytes,
         "damaged_segments": status.damaged_segments,
         "given_up_records": status.given_up_records,
+        "forks": status.forks,
         "fenced": status.fenced,
     }
 
@@ -168,6 +169,14 @@ def headline(shown: dict[str, Any]) -> Headline:
                 False,
                 f"the hub confirms, but {damaged} segments were damaged here: given up, declared.",
                 "replace the SD card soon, and tell the engineer on call",
+            )
+        if shown.get("copied"):
+            return Headline(
+                SENDING,
+                False,
+                f"sending, {records(backlog)} to go; another box writes a copy of this card. The"
+                " data of both is kept apart, nothing is lost.",
+                "find the other box with this device's id; stop one of them, then restart this one",
             )
         done = "everything is confirmed by the hub" if not backlog else f"{records(backlog)} to go"
         return Headline(SENDING, True, f"sending, {done}.")
@@ -216,6 +225,8 @@ def facts(shown: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(("GIVEN UP", f"{records(given_up)}, each declared to the hub"))
     if files := shown.get("damaged_files"):
         found.append(("DAMAGED", f"{files} buffer files lie aside: check the storage"))
+    if forks := shown.get("forks"):
+        found.append(("COPIED", f"this buffer was copied {forks} times: is there a second box?"))
     if shown["fenced"]:
         found.append(("FENCED", "the hub holds more than this file gave: an old copy, or a twin"))
     version = shown["version"]

@@ -323,13 +323,21 @@ class Device(Answer):
     """Age of the oldest record without receipt; None: none, or it never said."""
     buffer_bytes: int | None
     clock_skew_seconds: float | None
-    """Device clock minus hub clock."""
+    """Device clock minus hub clock, by the quickest of its last hellos."""
     clock_synced: bool | None
     quarantine_open: int
     given_up_records: int
     """Accepted by the device and declared as lost; those that came after all are not counted."""
     damaged_files: int | None
     """Damaged buffer files that lie on the device; None: it never said."""
+    python: str | None = None
+    """Version of Python that the agent runs on."""
+    system: str | None = None
+    """Operating system and machine."""
+    config_version: int | None = None
+    """Of the hub's settings that are in force; 0: the device's own file alone."""
+    config_wanted: int | None = None
+    """The newest version that was ordered; None: none ever was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -384,9 +392,14 @@ class LatestReading(Answer):
     """Name with its unit."""
     value: float
     observed_at: dt.datetime
+    """As it was stamped."""
     received_at: dt.datetime
     age_seconds: float
     """Since it was received."""
+    happened_at: dt.datetime | None
+    """``observed_at``, repaired where the device's clock was wrong; None: nobody knows."""
+    time_provenance: str
+    """Of ``happened_at``: observed, recovered (by the clock of that boot) or unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

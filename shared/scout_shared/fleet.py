@@ -90,6 +90,36 @@ class StateRequest(Request):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigRequest(Request):
+    """A device shall have these settings beside those in its file."""
+
+    settings: dict[str, dict[str, Any]]
+    """Table → key → value, of those that may be set from afar; replaces what was wanted before."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandRequest(Request):
+    """A device shall do something once."""
+
+    command: str
+    """drain, diagnostics or restart."""
+    minutes: float = 10.0
+    """After this time it is not done any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ordered(Answer):
+    """An order that the hub will carry to the device."""
+
+    device_id: str
+    version: int | None
+    """Of a configuration."""
+    command_id: str | None
+    """Of a command."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceState(Answer):
     """How a device stands with the hub."""
 
@@ -126,6 +156,38 @@ class DeviceEvent(Answer):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceConfiguration(Answer):
+    """Settings that were wanted of a device, and what became of them."""
+
+    version: int
+    body: str
+    """JSON, as it was signed."""
+    state: str
+    """desired, trying, good, rejected or superseded."""
+    message: str
+    """Why it was rejected."""
+    made_by: str
+    reason: str
+    made_at: dt.datetime
+    reported_at: dt.datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceCommand(Answer):
+    """A command, and what became of it."""
+
+    command_id: str
+    command: str
+    state: str
+    """waiting, sent, done, failed or refused."""
+    made_by: str
+    made_at: dt.datetime
+    expires_at: dt.datetime
+    finished_at: dt.datetime | None
+    result: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceLife(Answer):
     """A device's state and its history, newest first."""
 
@@ -133,3 +195,5 @@ class DeviceLife(Answer):
     device: DeviceState
     bindings: tuple[DeviceBinding, ...]
     events: tuple[DeviceEvent, ...]
+    configurations: tuple[DeviceConfiguration, ...]
+    commands: tuple[DeviceCommand, ...]

@@ -5,15 +5,47 @@ Unknown fields are ignored, so that either end may be newer. Receipts flow back;
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from scout_shared.errors import WireError
+from scout_shared.wire import MAX_OFFSET_MS
 
+NONCE_BYTES = 8
+"""Of an opening."""
+MAX_BOOTS = 64
+"""More in one hello are not read."""
 _UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 """What decoding foreign JSON may raise; the last two: Infinity, and very many brackets."""
+
+
+class Opening(NamedTuple):
+    """One process that wrote a buffer file."""
+
+    nonce: bytes
+    """8 random bytes, drawn when it opened the file."""
+    first_sequence: int
+    """All below stood in the file before; all from here on is its own."""
+
+
+class Fork(NamedTuple):
+    """The hub's word to one copy of a buffer file: another copy goes on with this stream."""
+
+    writer: bytes
+    """Nonce of the copy that is meant; the others take no notice."""
+    first_sequence: int
+    """What it holds from here on is not common to the copies: it needs an epoch of its own."""
+    opening: bytes
+    """Nonce of its first opening that is not common; names the new epoch together with the old one,
+    so that copies of this copy come to the same."""
+
+    def epoch_after(self, epoch: bytes) -> bytes:
+        """The epoch of its own, the same wherever it is computed."""
+        place = epoch + self.opening + self.first_sequence.to_bytes(8, "big")
+        return hashlib.blake2b(place, digest_size=16, person=b"scout fork").digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +68,15 @@ class Receipt:
     """Hub's wall clock, ms UTC."""
     ledger_version: int = 0
     """Newest ledger version that the hub has stored."""
+    writer: bytes = b""
+    """Nonce of the opening that the hub takes this stream from; empty: it does not tell copies
+    apart. A receipt that names another one says nothing about what this copy accepted."""
+    fork: Fork | None = None
+    """Then the rest of the receipt covers nothing."""
 
     def encode(self) -> bytes:
         """JSON for ``dn/ack/{epoch}``."""
-        message = {
+        message: dict[str, Any] = {
             "v": 1,
             "e": self.epoch.hex(),
             "a": self.watermark,
@@ -48,6 +85,11 @@ class Receipt:
             "t": self.hub_time_ms,
             "l": self.ledger_version,
         }
+        if self.writer:
+            message["w"] = self.writer.hex()
+        if self.fork is not None:
+            writer, first, opening = self.fork
+            message["f"] = [writer.hex(), first, opening.hex()]
         return json.dumps(message, separators=(",", ":")).encode()
 
     @classmethod
@@ -62,6 +104,8 @@ class Receipt:
                 credit=_count(m.get("c", 1)),
                 hub_time_ms=int(m.get("t", 0)),
                 ledger_version=_count(m.get("l", 0)),
+                writer=bytes.fromhex(m.get("w", "")),
+                fork=None if m.get("f") is None else _fork(m["f"]),
             )
         except _UNREADABLE as error:
             raise WireError("bad_receipt", f"receipt {payload[:80]!r} cannot be read") from error
@@ -77,6 +121,31 @@ class LedgerEntry:
     """``wire.READINGS`` or ``wire.DOCUMENTS``."""
     records: int
     """Cumulative within the epoch, so that storing it twice changes nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class BootClock:
+    """A boot in which the wall clock became known: how far it is from the monotonic one."""
+
+    boot_id: bytes
+    offset_ms: int
+    """Right wall clock (UTC) minus monotonic clock."""
+    uncertainty_ms: int
+    """By how much a time from the start of the boot may be off: the monotonic clock drifts."""
+    known_ms: int
+    """Wall clock when it became known."""
+
+    def fields(self) -> list[Any]:
+        """As JSON values."""
+        return [self.boot_id.hex(), self.offset_ms, self.uncertainty_ms, self.known_ms]
+
+    @classmethod
+    def of(cls, fields: Any) -> BootClock:
+        """From JSON values. Raises ValueError or TypeError."""
+        boot, offset_ms, uncertainty_ms, known_ms = fields
+        if abs(int(offset_ms)) > MAX_OFFSET_MS or not 0 <= int(known_ms) < MAX_OFFSET_MS:
+            raise ValueError(f"boot clock {str(fields)[:80]} cannot be")
+        return cls(_epoch(boot), int(offset_ms), _count(uncertainty_ms), int(known_ms))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +184,17 @@ class Hello:
     """Beside the device's own hello: of what a damaged buffer file held, or of an export."""
     damaged_files: int = 0
     """Damaged buffer files that lie on the device: someone must look at its storage."""
+    python: str = ""
+    """Version of Python; empty: an older agent."""
+    system: str = ""
+    """Operating system and machine, e.g. ``Linux 6.1.0 armv7l``."""
+    config_version: int = 0
+    """Of the hub's configuration that is in force; 0: none, the settings file alone."""
+    lineage: tuple[Opening, ...] = ()
+    """The openings of the buffer file, newest last: tells copies of a file apart. Empty: the
+    device does not say, or speaks of what nobody writes to any more."""
+    boots: tuple[BootClock, ...] = ()
+    """Boots whose clock became known, oldest first: what was stamped in them can be repaired."""
 
     def encode(self) -> bytes:
         """JSON for ``up/h``."""
@@ -137,6 +217,11 @@ class Hello:
             "counters": self.counters,
             "recovered": self.recovered,
             "damaged_files": self.damaged_files,
+            "python": self.python,
+            "system": self.system,
+            "config_version": self.config_version,
+            "lineage": [[nonce.hex(), first] for nonce, first in self.lineage],
+            "boots": [boot.fields() for boot in self.boots],
         }
         return json.dumps(message, separators=(",", ":")).encode()
 
@@ -166,6 +251,11 @@ class Hello:
                 counters={str(k): int(v) for k, v in m.get("counters", {}).items()},
                 recovered=bool(m.get("recovered", False)),
                 damaged_files=_count(m.get("damaged_files", 0)),
+                python=str(m.get("python", ""))[:100],
+                system=str(m.get("system", ""))[:200],
+                config_version=_count(m.get("config_version", 0)),
+                lineage=tuple(map(_opening, m.get("lineage", ()))),
+                boots=tuple(BootClock.of(fields) for fields in m.get("boots", ())[:MAX_BOOTS]),
             )
         except _UNREADABLE as error:
             raise WireError("bad_hello", f"hello {payload[:80]!r} cannot be read") from error
@@ -182,6 +272,18 @@ def _count(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(f"{value!r} is not a count")
     return value
+
+
+def _fork(parts: Any) -> Fork:
+    writer, first, opening = parts
+    return Fork(*_opening((writer, first)), _opening((opening, first)).nonce)
+
+
+def _opening(pair: Any) -> Opening:
+    nonce, first = pair
+    if len(opening := bytes.fromhex(nonce)) != NONCE_BYTES or _count(first) < 1:
+        raise ValueError(f"{pair!r} is no opening of a buffer file")
+    return Opening(opening, first)
 
 
 def _range(low: Any, high: Any) -> tuple[int, int]:

@@ -118,7 +118,8 @@ def _value(hint: Any, value: Any, environ: Mapping[str, str], where: str) -> Any
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         options = [a for a in typing.get_args(hint) if a is not type(None)]
-        return None if value is None else _value(options[0], value, environ, where)
+        fitting = [option for option in options if type(value) is option]
+        return None if value is None else _value((fitting or options)[0], value, environ, where)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} must be a table, not {value!r}")

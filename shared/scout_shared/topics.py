@@ -3,6 +3,9 @@
     edge/1/{site}/{device}/up/d            sealed segment                       QoS 1
     edge/1/{site}/{device}/up/s            status: online / offline (the will)  QoS 1, retained
     edge/1/{site}/{device}/up/h            hello: see ``scout_shared.messages``  QoS 1
+    edge/1/{site}/{device}/up/r            report: see ``scout_shared.orders``    QoS 1
+    edge/1/{site}/{device}/dn/cfg          wanted settings, signed               QoS 1, retained
+    edge/1/{site}/{device}/dn/cmd          a command, signed                     QoS 1
     edge/1/{site}/{device}/dn/ack/{epoch}  receipt: see ``scout_shared.messages`` QoS 1, retained
 
 The MQTT user name is the device id, so that a broker's pattern ACL
@@ -18,7 +21,8 @@ from scout_shared.errors import ConfigError, WireError
 
 PREFIX = "edge/1"
 HUB_FILTER = f"{PREFIX}/+/+/up/#"
-DATA, STATUS, HELLO = "d", "s", "h"
+DATA, STATUS, HELLO, REPORT = "d", "s", "h", "r"
+CONFIG, COMMAND = "cfg", "cmd"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -46,8 +50,13 @@ def check_name(what: str, value: str) -> str:
 
 
 def up(store_id: str, device_id: str, channel: str) -> str:
-    """Topic on which a device publishes ``channel`` (one of DATA, STATUS, HELLO)."""
+    """Topic on which a device publishes ``channel`` (one of DATA, STATUS, HELLO, REPORT)."""
     return f"{PREFIX}/{store_id}/{device_id}/up/{channel}"
+
+
+def order(store_id: str, device_id: str, channel: str) -> str:
+    """Topic on which a device hears orders of ``channel`` (CONFIG or COMMAND)."""
+    return f"{PREFIX}/{store_id}/{device_id}/dn/{channel}"
 
 
 def receipts(store_id: str, device_id: str) -> str:

@@ -21,7 +21,9 @@ little-endian.
     76  u32 CRC-32 of the body as it stands
     80  u32 CRC-32 of bytes 0..79
 
-Meta of both kinds: ``zone`` (IANA) and ``days`` ([[business day, records], ...]).
+Meta of both kinds: ``zone`` (IANA) and ``days`` ([[business day, records], ...]). Readings whose
+times the agent took from a clock that nobody vouched for stand in segments of their own, whose meta
+adds ``stamped``: [boot id, clock state, wall minus monotonic clock in ms], one for all of them.
 
 Readings (meta adds ``metrics``, the name of each series): records stand in series order, within a
 series in the order of acceptance. Columns: counts u32[k], first time i64[k] (ms UTC), first value
@@ -79,6 +81,8 @@ UNKNOWN_KIND = 0
 CODEC_NONE, CODEC_ZLIB = 0, 1
 CLOCK_UNKNOWN, CLOCK_UNSYNCED, CLOCK_SYNCED = 0, 1, 2
 UNKNOWN_TIME = -(2**63)
+MAX_OFFSET_MS = 253_402_300_800_000
+"""Of a wall clock to the monotonic one: the end of the year 9999."""
 
 HEADER = struct.Struct("<2sBBBBH16s16sQIIqqIII")
 MAX_RAW_BYTES = 16 * 1024 * 1024
@@ -125,6 +129,41 @@ class GivenUp(NamedTuple):
     """Records per business day, adding up to ``records``."""
 
 
+class Span(NamedTuple):
+    """A stretch of one boot in which a doubtful wall clock ran without a jump.
+
+    A time stamped in it was the monotonic clock plus ``offset_ms``: once the right offset of the
+    boot is known, so is the right time.
+    """
+
+    boot_id: bytes
+    clock: int
+    """CLOCK_UNSYNCED, or CLOCK_UNKNOWN where the kernel cannot be asked."""
+    offset_ms: int
+    """Wall clock minus monotonic clock."""
+
+    def encode(self) -> list[Any]:
+        """As JSON values."""
+        return [self.boot_id.hex(), self.clock, self.offset_ms]
+
+    @classmethod
+    def decode(cls, fields: Any) -> Span:
+        """Raises WireError (``bad_meta``)."""
+        try:
+            boot, state, offset_ms = fields
+            span = cls(bytes.fromhex(boot), state, offset_ms)
+        except (ValueError, TypeError) as error:
+            raise WireError("bad_meta", f"stamped {str(fields)[:80]} cannot be read") from error
+        if (
+            len(span.boot_id) != 16
+            or state not in (CLOCK_UNKNOWN, CLOCK_UNSYNCED)
+            or not isinstance(offset_ms, int)
+            or abs(offset_ms) > MAX_OFFSET_MS
+        ):
+            raise WireError("bad_meta", f"stamped {str(fields)[:80]} cannot be")
+        return span
+
+
 @dataclass(frozen=True, slots=True)
 class Sealing:
     """What a segment says about the device and the moment it was sealed."""
@@ -161,9 +200,16 @@ class SegmentHeader:
 
 
 def encode_readings(
-    sealing: Sealing, first_sequence: int, readings: Iterable[Reading], days: Mapping[int, int]
+    sealing: Sealing,
+    first_sequence: int,
+    readings: Iterable[Reading],
+    days: Mapping[int, int],
+    span: Span | None = None,
 ) -> bytes:
     """Seal readings. ``days``: records per business day, adding up to the number of readings.
+
+    ``span``: all were stamped in it by the agent. None: their times are their source's own, or of
+    a clock that was synchronised.
 
     Raises:
         WireError: no record or too many, a time or a step between two that 64 bits do not hold, or
@@ -206,6 +252,8 @@ def encode_readings(
         shuffle(column_bytes(raw_block), 8),
     ]
     meta = {"zone": sealing.zone, "days": sorted(days.items()), "metrics": list(series)}
+    if span is not None:
+        meta["stamped"] = span.encode()
     return _frame(READINGS, sealing, first_sequence, sum(counts), meta, columns_bytes)
 
 
@@ -256,6 +304,15 @@ def encode_gap(sealing: Sealing, first_sequence: int, parts: Sequence[GivenUp]) 
         "parts": [[p.records, p.kind, p.reason, sorted(p.days.items())] for p in parts],
     }
     return _frame(GAP, sealing, first_sequence, sum(p.records for p in parts), meta, [])
+
+
+def renamed(segment: bytes, epoch: bytes, first_sequence: int) -> bytes:
+    """The same records under another identity; the body keeps its bytes. Raises WireError."""
+    decode_header(segment)
+    fields = list(HEADER.unpack_from(segment))
+    fields[6], fields[8], fields[-1] = epoch, first_sequence, 0
+    header = HEADER.pack(*fields)[:-4]
+    return header + struct.pack("<I", zlib.crc32(header)) + segment[HEADER.size :]
 
 
 def decode_header(segment: bytes) -> SegmentHeader:
@@ -368,6 +425,11 @@ def decode_body(header: SegmentHeader, segment: bytes) -> tuple[dict[str, Any], 
     if total != header.records:
         raise WireError("bad_meta", f"days add up to {total}, the segment has {header.records}")
     return meta, memoryview(raw)[4 + meta_bytes :]
+
+
+def span_of(meta: Mapping[str, Any]) -> Span | None:
+    """Of a segment's meta: in which span its readings were stamped, if any. Raises WireError."""
+    return Span.decode(meta["stamped"]) if "stamped" in meta else None
 
 
 def decode_readings(segment: bytes) -> list[Reading]:
@@ -521,6 +583,7 @@ __all__ = [
     "GAP",
     "HEADER",
     "KIND_NAMES",
+    "MAX_OFFSET_MS",
     "MAX_RAW_BYTES",
     "MAX_RECORDS",
     "MAX_TYPES",
@@ -534,6 +597,7 @@ __all__ = [
     "Reading",
     "Sealing",
     "SegmentHeader",
+    "Span",
     "days_of",
     "decode_body",
     "decode_documents",
@@ -543,4 +607,5 @@ __all__ = [
     "encode_documents",
     "encode_gap",
     "encode_readings",
+    "span_of",
 ]

@@ -27,7 +27,7 @@ def sampled(count: int, interval_seconds: float) -> list[Reading]:
     source = SystemSource(None, interval_seconds=1, disk=Path("/"))  # type: ignore[arg-type]
     made: list[Reading] = []
     while len(made) < count:
-        made += source.sample()
+        made += source.sample(clock.wall_ms())
         time.sleep(interval_seconds)
     return made[:count]
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scout_console import sheets, views
 from scout_console.client import DatabaseAwayError, HubAwayError, NotSignedInError
 from scout_console.values import Clock, Tone
+from scout_shared import answers
 from tests.console.answers import NOW, device, fleet, forecast, overview, seen, sums
 
 CLOCK = Clock("Asia/Manila")
@@ -242,3 +243,35 @@ def test_total_loses_nothing() -> None:
     together = dataclasses.asdict(views.total(rows))
     for name in ("produced", "received", "landed", "duplicate", "pending"):
         assert together[name] == sum(getattr(row, name) for row in rows)
+
+
+def test_of_a_device_in_maintenance_nobody_waits_for_a_word() -> None:
+    answer = fleet(device("1"), device("2", "dark", lifecycle="maintenance"))
+    assert views.fleet_sentence(answer, NOW) == "1 of 1 store online; 1 in maintenance"
+    assert views.concerns(overview(), answer, None, NOW) == views.concerns(
+        overview(), fleet(device("1")), None, NOW
+    )
+
+
+@pytest.mark.parametrize(
+    "version, wanted, said",
+    [
+        (None, None, "unknown"),
+        (0, None, "the device's own file"),
+        (3, 3, "version 3"),
+        (2, 3, "version 2, version 3 was ordered"),
+    ],
+)
+def test_a_device_says_whose_settings_are_in_force(
+    version: int | None, wanted: int | None, said: str
+) -> None:
+    detail = answers.DeviceDetail(
+        as_of=NOW,
+        device=device("1", config_version=version, config_wanted=wanted),
+        streams=(),
+        gaps=(),
+        readings=(),
+        counters={},
+        reconciliation=(),
+    )
+    assert dict(sheets.device_facts(detail, CLOCK, NOW))["Settings"].text == said

@@ -67,9 +67,13 @@ class Hub:
             await asyncio.wait_for(ready.wait(), 10)
             yield
         finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            # More than once: before Python 3.12 asyncio.wait_for, on which aiomqtt's publish
+            # stands, loses a cancellation that comes together with its result.
+            while not task.done():
+                task.cancel()
+                await asyncio.wait([task], timeout=1.0)
+            if not task.cancelled():
+                task.result()
 
     async def _run(self, host: str, port: int, ready: asyncio.Event) -> None:
         async with aiomqtt.Client(host, port, identifier="hub") as client:

@@ -1,11 +1,14 @@
-"""A meter: pymodbus' own server. ``python -m tests.edge_agent.meter PORT FRAMER``"""
+"""A meter: pymodbus' own server. ``python -m tests.edge_agent.meter PORT FRAMER``
+
+``PORT`` is a TCP port, or a serial line with the framer ``serial``.
+"""
 
 from __future__ import annotations
 
 import sys
 
 from pymodbus import FramerType
-from pymodbus.server import StartTcpServer
+from pymodbus.server import StartSerialServer, StartTcpServer
 from pymodbus.simulator import DataType, SimData, SimDevice
 
 
@@ -21,8 +24,14 @@ def main() -> None:
     ]
     bits = [SimData(0, values=[True, False], datatype=DataType.BITS)]
     inputs = [SimData(0, values=[7], datatype=DataType.UINT16)]
+    device = SimDevice(1, simdata=(bits, bits, registers, inputs))
+    if sys.argv[2] == "serial":
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        StartSerialServer(device, port=sys.argv[1], framer=FramerType.RTU, baudrate=9600)
+        return
     StartTcpServer(
-        SimDevice(1, simdata=(bits, bits, registers, inputs)),
+        device,
         address=("127.0.0.1", int(sys.argv[1])),
         framer=FramerType.RTU if sys.argv[2] == "rtu" else FramerType.SOCKET,
     )

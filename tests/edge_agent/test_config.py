@@ -22,7 +22,7 @@ def test_the_sample_is_right_and_shows_the_defaults(tmp_path: Path) -> None:
     text = re.sub(r"(?m)^# (?=(id|store|zone|host|port|tls) = )", "", SAMPLE.read_text())
     sample = load(tmp_path, text)
     defaults = load(tmp_path, DEVICE)
-    for section in ("buffer", "mqtt", "http", "system"):
+    for section in ("buffer", "mqtt", "http", "system", "remote"):
         assert getattr(sample, section) == getattr(defaults, section), section
     sections = tomllib.loads(SAMPLE.read_text())
     assert sections.keys() == {field.name for field in dataclasses.fields(sample)}
@@ -50,6 +50,10 @@ def test_the_password_comes_from_the_environment_and_is_not_shown(tmp_path: Path
         (DEVICE.replace('"d"', '"a/b"'), "id 'a/b'"),
         (DEVICE.replace('"s"', '"+"'), "store '\\+'"),
         (DEVICE + "[mqtt]\nversion = '4'\n", "version '4'"),
+        (DEVICE + "[mqtt]\ntransport = 'unix'\n", "transport 'unix'"),
+        (DEVICE + "[mqtt]\nwebsocket_path = 'mqtt'\n", "websocket_path 'mqtt'"),
+        (DEVICE + "[mqtt]\nlive_share_ratio = 1.5\n", "live_share_ratio 1.5"),
+        (DEVICE + "[mqtt]\nsilence_seconds = 0\n", "silence_seconds 0"),
         (DEVICE + "[mqtt]\nport = 70000\n", "port 70000"),
         (DEVICE + "[mqtt]\nheartbeat_seconds = 0\n", "heartbeat_seconds 0"),
         (DEVICE + "[mqtt]\nheartbeat_seconds = nan\n", "heartbeat_seconds nan"),

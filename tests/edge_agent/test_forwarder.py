@@ -4,24 +4,30 @@ import asyncio
 import contextlib
 import dataclasses
 import random
+import socket
 import sqlite3
+import ssl
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.typing import Subprotocol
 
 from scout_edge.buffer import Buffer, StoredSegment
 from scout_edge.config import DeviceSettings, MqttSettings
-from scout_edge.forwarder import Forwarder, stopped
+from scout_edge.forwarder import Forwarder, stopped, tls_context
 from scout_edge.metrics import AgentMetrics
 from scout_shared import wire
 from scout_shared.errors import ConfigError
 from tests.edge_agent.hub import Hub
 from tests.edge_agent.records import ZONE, contents, documents, readings, stored
 from tests.harness.process import Process
-from tests.harness.servers import Address
+from tests.harness.servers import Address, require
+from tests.harness.tls import Authority
 from tests.harness.waiting import free_port
 
 DEVICE = DeviceSettings("pos-1", "store-7", ZONE)
@@ -300,3 +306,165 @@ def test_tls_files_that_cannot_be_used_are_a_setting_to_change(
     mqtt = MqttSettings(tls=True, tls_ca=tmp_path / "no.pem")
     with pytest.raises(ConfigError, match="TLS"):
         Forwarder(buffer, AgentMetrics(buffer), device=DEVICE, mqtt=mqtt, seal_seconds=1)
+
+
+class Swallower:
+    """A TCP proxy to an address that can stop forwarding without a RST or a FIN."""
+
+    def __init__(self, to: Address) -> None:
+        self.to = to
+        self.swallow = False
+        self.connections = 0
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Address]:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        try:
+            yield Address("127.0.0.1", server.sockets[0].getsockname()[1])
+        finally:
+            server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        there_reader, there_writer = await asyncio.open_connection(*self.to)
+        ways = (reader, there_writer), (there_reader, writer)
+        tasks = [asyncio.create_task(self._copy(*way)) for way in ways]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            for end in (writer, there_writer):
+                end.transport.abort()
+
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65_536):
+                if not self.swallow:
+                    writer.write(data)
+                    await writer.drain()
+
+
+async def test_a_link_that_only_swallows_is_given_up_by_its_silence(
+    buffer: Buffer, broker: Address
+) -> None:
+    hub, proxy = Hub(), Swallower(broker)
+    async with hub.running(*broker), proxy.running() as address:
+        # The keep-alive is twice the heartbeat, at least 5 s: it alone would take 7 s and more.
+        mqtt = settings(address, silence_seconds=0.5, heartbeat_seconds=30.0)
+        buffer.append_readings(readings(1000))
+        async with forwarding(buffer, mqtt) as forwarder:
+            await until(lambda: not forwarder.backlog())
+            assert proxy.connections == 1
+            proxy.swallow = True
+            buffer.append_readings(readings(1000, first=1000))
+            await until(lambda: "silent" in forwarder.state.last_error, 5)
+            assert not forwarder.state.connected
+            proxy.swallow = False
+            await until(lambda: not forwarder.backlog())
+    assert at_hub(hub)[0] == Counter(readings(2000))
+
+
+async def test_after_a_start_the_backlog_waits_and_what_is_new_does_not(
+    buffer: Buffer, broker: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(random, "uniform", lambda _low, high: high)
+    hub = Hub()
+    buffer.append_readings(readings(40_000))
+    async with hub.running(*broker):
+        mqtt = settings(broker, storm_guard_seconds=600.0)
+        async with forwarding(buffer, mqtt) as forwarder:
+            await until(lambda: hub.segments)
+            sale = documents(buffer, 1)
+            buffer.append_documents(sale)
+            await until(lambda: at_hub(hub)[1] == sale)
+            assert buffer.watermark == 0
+            assert min(hub.segments) > 30_000
+            assert await forwarder.drain(20), "who drains does not wait"
+    assert at_hub(hub)[0] == Counter(readings(40_000))
+
+
+@contextlib.asynccontextmanager
+async def web_door(to: Address, security: ssl.SSLContext) -> AsyncIterator[Server]:
+    """The broker behind TLS and WebSocket, on the path /mqtt.
+
+    Not mosquitto's own listener: Debian's libwebsockets cannot open it where IPv6 is off.
+    """
+
+    async def carry(web: ServerConnection) -> None:
+        assert web.request is not None
+        assert (web.request.path, web.subprotocol) == ("/mqtt", "mqtt")
+        reader, writer = await asyncio.open_connection(*to)
+
+        async def back() -> None:
+            while data := await reader.read(65_536):
+                await web.send(data)
+
+        returning = asyncio.create_task(back())
+        try:
+            async for data in web:
+                assert isinstance(data, bytes)
+                writer.write(data)
+                await writer.drain()
+        finally:
+            returning.cancel()
+            with contextlib.suppress(asyncio.CancelledError, ConnectionClosed):
+                await returning
+            writer.transport.abort()
+
+    protocols = [Subprotocol("mqtt")]
+    async with serve(carry, "127.0.0.1", 0, ssl=security, subprotocols=protocols) as server:
+        yield server
+
+
+async def test_the_same_through_a_websocket_with_tls(
+    buffer: Buffer, broker: Address, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path / "ca")
+    own = authority.issue("broker", alternative="IP:127.0.0.1")
+    security = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    security.load_cert_chain(own.certificate, own.key)
+    hub = Hub()
+    buffer.append_readings(readings(5000))
+    async with hub.running(*broker), web_door(broker, security) as server:
+        port = server.sockets[0].getsockname()[1]
+        mqtt = settings(
+            Address("127.0.0.1", port),
+            transport="websockets",
+            tls=True,
+            tls_ca=authority.certificate,
+        )
+        async with forwarding(buffer, mqtt) as forwarder:
+            await until(lambda: not forwarder.backlog())
+    assert at_hub(hub)[0] == Counter(readings(5000))
+
+
+async def test_a_broker_that_requires_certificates_gets_the_devices_own(
+    buffer: Buffer, tmp_path: Path, processes: Callable[..., Process]
+) -> None:
+    authority = Authority(tmp_path / "ca")
+    own = authority.issue("broker", alternative="IP:127.0.0.1")
+    device = authority.issue("pos-1")
+    plain, port = free_port(), free_port()
+    conf = tmp_path / "mosquitto.conf"
+    conf.write_text(
+        f"user root\nallow_anonymous true\npersistence false\nlistener {plain} 127.0.0.1\n"
+        f"listener {port} 127.0.0.1\ncafile {authority.certificate}\n"
+        f"certfile {own.certificate}\nkeyfile {own.key}\nrequire_certificate true\n"
+    )
+    processes([require("mosquitto"), "-c", conf]).wait_for_port(port)
+    mqtt = settings(Address("127.0.0.1", port), tls=True, tls_ca=authority.certificate)
+    stranger = tls_context(mqtt)
+    assert stranger is not None
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=10) as raw,
+        stranger.wrap_socket(raw, server_hostname="127.0.0.1") as secured,
+        pytest.raises(ssl.SSLError, match="CERTIFICATE_REQUIRED"),
+    ):
+        secured.recv(1)
+    mqtt = dataclasses.replace(mqtt, tls_certificate=device.certificate, tls_key=device.key)
+    hub = Hub()
+    buffer.append_readings(readings(2000))
+    async with hub.running("127.0.0.1", plain), forwarding(buffer, mqtt) as forwarder:
+        await until(lambda: not forwarder.backlog())
+    assert at_hub(hub)[0] == Counter(readings(2000))

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import importlib.util
+import os
+import select
 import struct
 import sys
 import threading
+import tty
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -17,6 +22,7 @@ from hypothesis import strategies as st
 from scout_edge.buffer import Buffer
 from scout_edge.sources.modbus import ModbusSettings, ModbusSource, RegisterSettings, decode
 from scout_shared.errors import ConfigError, TransientError
+from scout_shared.settings import decode as decode_settings
 from tests.edge_agent.records import ZONE, contents, outlet_of, stored
 from tests.harness.process import Process
 from tests.harness.waiting import eventually, free_port
@@ -64,6 +70,119 @@ def meter(processes: Callable[..., Process], port: int, framer: str = "socket") 
 def settings(port: int, *registers: RegisterSettings, **given: Any) -> ModbusSettings:
     more: dict[str, Any] = {"interval_seconds": 0.1, "timeout_seconds": 0.5, **given}
     return ModbusSettings("127.0.0.1", registers, port, **more)
+
+
+class SerialLine:
+    """Two pseudo-terminals joined by a thread: what is written to one end is read at the other.
+
+    ``cut`` pulls the cable.
+    """
+
+    def __init__(self) -> None:
+        (self._a, slave_a), (self._b, slave_b) = os.openpty(), os.openpty()
+        self._slaves = (slave_a, slave_b)
+        for slave in self._slaves:
+            tty.setraw(slave)
+        self.ends = os.ttyname(slave_a), os.ttyname(slave_b)
+        self.cut = False
+        self._stop, self._wake = os.pipe()
+        self._thread = threading.Thread(target=self._relay)
+        self._thread.start()
+
+    def _relay(self) -> None:
+        other = {self._a: self._b, self._b: self._a}
+        while True:
+            ready, _, _ = select.select([self._a, self._b, self._stop], [], [])
+            if self._stop in ready:
+                return
+            for end in ready:
+                data = os.read(end, 4096)
+                if not self.cut:
+                    os.write(other[end], data)
+
+    def close(self) -> None:
+        os.write(self._wake, b"x")
+        self._thread.join(10)
+        for descriptor in (self._a, self._b, *self._slaves, self._stop, self._wake):
+            os.close(descriptor)
+
+
+@pytest.fixture
+def line() -> Iterator[SerialLine]:
+    made = SerialLine()
+    yield made
+    made.close()
+
+
+def test_a_serial_line_is_read_and_a_cut_one_told(
+    buffer: Buffer, processes: Callable[..., Process], line: SerialLine
+) -> None:
+    pytest.importorskip("serial")
+    ours, theirs = line.ends
+    server = processes([sys.executable, "-m", "tests.edge_agent.meter", theirs, "serial"], cwd=ROOT)
+    server.wait_for_output("ready")
+    outlet = outlet_of(buffer, "meter")
+    more: dict[str, Any] = {"interval_seconds": 0.1, "timeout_seconds": 0.5}
+    given = ModbusSettings(port=ours, registers=(*GOOD, BAD[0]), **more)
+    stop = threading.Event()
+    messages: list[str] = []
+
+    def run() -> None:
+        while not stop.is_set():
+            try:
+                ModbusSource(outlet, given, name="meter").run(stop)
+            except TransientError as error:
+                messages.append(f"{error.message}; {error.hint}")
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        eventually(lambda: buffer.status().unsealed_records >= 2 * len(GOOD), 20)
+        line.cut = True
+        told = "does not answer; check device_id, baudrate, parity"
+        eventually(lambda: any(told in m for m in messages), 20, "the silence")
+        line.cut = False
+        before = buffer.status().unsealed_records
+        eventually(lambda: buffer.status().unsealed_records > before + len(GOOD), 20)
+    finally:
+        stop.set()
+        thread.join(20)
+    assert not thread.is_alive()
+    buffer.seal()
+    found = list(contents(stored(buffer))[0].elements())
+    assert {reading.metric: reading.value for reading in found} == VALUES
+
+
+def test_a_serial_line_that_cannot_be_had_says_why(
+    buffer: Buffer, tmp_path: Path, line: SerialLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("serial")
+
+    def message(port: str) -> str:
+        given = ModbusSettings(port=port, registers=GOOD)
+        with pytest.raises(TransientError) as caught:
+            ModbusSource(outlet_of(buffer), given).run(threading.Event())
+        return f"{caught.value.message}; {caught.value.hint}"
+
+    assert "cannot be opened: No such file" in message(str(tmp_path / "ttyUSB0"))
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert "is no serial line" in message(str(plain))
+    ours, _ = line.ends
+    descriptor = os.open(ours, os.O_RDWR | os.O_NOCTTY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        assert "is in use" in message(ours)
+    finally:
+        os.close(descriptor)
+
+    def denied(*_: Any) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", denied)  # root may open everything
+    assert "may not be opened by this user; add the agent's user to the group dialout" in message(
+        ours
+    )
 
 
 @pytest.mark.parametrize("framer", ["socket", "rtu"])
@@ -149,6 +268,25 @@ def test_wrong_registers_are_named(given: dict[str, Any], message: str) -> None:
         R(**{"metric": "a", "address": 0, **given})
 
 
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"port": "ttyUSB0"}, "port 'ttyUSB0' is no serial line"),
+        ({"host": "10.0.0.1"}, "has no host"),
+        ({"framer": "socket"}, "has no host and no framer"),
+        ({"baudrate": 0}, "baudrate 0"),
+        ({"parity": "E"}, "parity 'E'"),
+        ({"stop_bits": 3}, "stop_bits 3"),
+        ({"port": 502}, "host must be set"),
+    ],
+)
+def test_wrong_lines_are_named(given: dict[str, Any], message: str) -> None:
+    table = {"port": "/dev/ttyUSB0", "registers": [{"metric": "a", "address": 0}]}
+    assert decode_settings(ModbusSettings, table, {}, "x").line == "/dev/ttyUSB0"
+    with pytest.raises(ConfigError, match=message):
+        decode_settings(ModbusSettings, {**table, **given}, {}, "x")
+
+
 def test_without_the_library_it_says_what_to_install(
     buffer: Buffer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,3 +294,11 @@ def test_without_the_library_it_says_what_to_install(
     with pytest.raises(ConfigError, match="needs pymodbus") as caught:
         ModbusSource(outlet_of(buffer), settings(1, *GOOD))
     assert "scout-edge[modbus]" in caught.value.hint
+
+
+def test_a_line_without_its_library_says_what_to_install(
+    buffer: Buffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match="needs pyserial"):
+        ModbusSource(outlet_of(buffer), ModbusSettings(port="/dev/ttyUSB0", registers=GOOD))

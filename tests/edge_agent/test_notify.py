@@ -185,3 +185,12 @@ def test_the_unit_lets_the_agent_ask_whether_the_clock_is_synchronised() -> None
     assert "ProtectClock=yes" not in lines
     filters = [line for line in lines if line.startswith("SystemCallFilter=")]
     assert {"adjtimex", "clock_adjtime", "clock_adjtime64"} <= set(" ".join(filters).split())
+
+
+def test_the_unit_lets_the_agent_open_serial_lines_and_no_other_device() -> None:
+    """PrivateDevices= would hide them: a meter on a serial line could not be read."""
+    lines = UNIT.read_text().splitlines()
+    assert "PrivateDevices=yes" not in lines
+    assert {"DevicePolicy=closed", "SupplementaryGroups=dialout"} <= set(lines)
+    allowed = {line.split("=")[1].split()[0] for line in lines if line.startswith("DeviceAllow=")}
+    assert allowed == {"char-ttyUSB", "char-ttyACM", "char-ttyAMA", "char-ttyS"}

@@ -73,6 +73,7 @@ OFFLINE = {"connected": False, "hub_answers": False, "backlog_records": 1200}
             "REFUSED: the broker refuses this device ([code:135] Not authorized)",
             "SCOUT_MQTT_PASSWORD",
         ),
+        ({"copied": True}, "SENDING: sending, 0 records to go; another box", "find the other"),
         ({"fenced": True}, "REFUSED: the hub knows more of this buffer", "do not delete"),
         ({"buffer_bytes": 1 << 30}, "REFUSED: the buffer is full", "max_bytes"),
     ],

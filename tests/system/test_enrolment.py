@@ -72,7 +72,12 @@ class Chain:
             f"password_file {self.passwords}\nacl_file {acl}\n"
             f"pid_file {self.folder}/mosquitto.pid\nuser root\n"
         )
-        self.broker = self._processes([program, "-c", conf])
+        self._broker = [program, "-c", conf]
+        self.restart_broker()
+
+    def restart_broker(self) -> None:
+        """As after a power cut: it remembers nothing."""
+        self.broker = self._processes(self._broker)
         self.broker.wait_for_port(self.mqtt)
 
     def hub(self, *arguments: str) -> Any:

@@ -21,10 +21,13 @@ from scout_central.fleet.door import FleetDoor
 from scout_central.fleet.lifecycle import FleetError
 from scout_shared.errors import ConfigError
 from scout_shared.fleet import (
+    CommandRequest,
+    ConfigRequest,
     DeviceLife,
     DeviceState,
     EnrolAnswer,
     EnrolRequest,
+    Ordered,
     StateRequest,
     TokenAnswer,
     TokenRequest,
@@ -129,6 +132,30 @@ def post_state(
         raise _refusal(error) from error
     except ConfigError as error:
         raise RefusalError(422, "bad_request", error.message, error.hint) from error
+
+
+@router.post("/devices/{device_id}/config", status_code=202)
+def post_config(request: Request, admin: Admin, device_id: str, body: ConfigRequest) -> Ordered:
+    """Order settings: signed, tried by the device, kept when it is healthy with them."""
+    _visible(request, admin, device_id)
+    try:
+        return _door(request).configure(device_id, body, by=admin.name)
+    except FleetError as error:
+        raise _refusal(error) from error
+    except ConfigError as error:
+        raise RefusalError(422, "bad_request", error.message, error.hint) from error
+
+
+@router.post("/devices/{device_id}/commands", status_code=202)
+def post_command(
+    request: Request, operator: Operator, device_id: str, body: CommandRequest
+) -> Ordered:
+    """Order a device to do something once; its answer stands in the device's life."""
+    _visible(request, operator, device_id)
+    try:
+        return _door(request).command(device_id, body, by=operator.name)
+    except FleetError as error:
+        raise _refusal(error) from error
 
 
 def _visible(request: Request, found: Caller, device_id: str) -> DeviceState:

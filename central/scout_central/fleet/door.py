@@ -16,17 +16,22 @@ from pathlib import Path
 
 from scout_central import database
 from scout_central.config import Broker, Mqtt
-from scout_central.fleet import accounts, lifecycle, tokens
+from scout_central.fleet import accounts, lifecycle, orders, tokens
 from scout_central.fleet.lifecycle import FleetError, Standing
 from scout_shared import logs
 from scout_shared.errors import ConfigError
 from scout_shared.fleet import (
+    CommandRequest,
+    ConfigRequest,
     DeviceBinding,
+    DeviceCommand,
+    DeviceConfiguration,
     DeviceEvent,
     DeviceLife,
     DeviceState,
     EnrolAnswer,
     EnrolRequest,
+    Ordered,
     StateRequest,
     TokenAnswer,
     TokenRequest,
@@ -150,7 +155,30 @@ class FleetDoor:
                 events=tuple(
                     DeviceEvent(**asdict(e)) for e in lifecycle.events(connection, device_id)
                 ),
+                configurations=tuple(
+                    DeviceConfiguration(**asdict(c))
+                    for c in orders.configurations(connection, device_id)
+                ),
+                commands=tuple(
+                    DeviceCommand(**asdict(c)) for c in orders.commands(connection, device_id)
+                ),
             )
+
+    def configure(self, device_id: str, asked: ConfigRequest, *, by: str) -> Ordered:
+        """The settings that a device shall have. Raises ConfigError or FleetError."""
+        with self._transaction() as connection:
+            version = orders.configure(
+                connection, device_id, asked.settings, by=by, reason=asked.reason
+            )
+        return Ordered(device_id=device_id, version=version, command_id=None)
+
+    def command(self, device_id: str, asked: CommandRequest, *, by: str) -> Ordered:
+        """Order a device to do something once. Raises FleetError."""
+        with self._transaction() as connection:
+            made = orders.command(
+                connection, device_id, asked.command, by=by, minutes=asked.minutes
+            )
+        return Ordered(device_id=device_id, version=None, command_id=str(made))
 
     def keep_accounts(self, stop: threading.Event) -> None:
         """Bring the broker's accounts up to date again and again: another hub may have changed."""

@@ -67,6 +67,8 @@ class ReadingColumns:
     """Readings per metric, in the order of ``metrics``: records stand in series order."""
     observed_ms: Int64
     values: Float64
+    span: wire.Span | None = None
+    """In which the agent stamped all of them, by a clock that nobody vouched for."""
 
     def uncalendared(self) -> Mask | None:
         """Which readings have a time outside the years 1 to 9999; None: not one."""
@@ -177,7 +179,10 @@ def decode_readings(header: SegmentHeader, segment: bytes) -> ReadingColumns:
         values[rows] = block
     if at != len(body):
         raise WireError("bad_columns", f"{len(body) - at} bytes too many")
-    return ReadingColumns(header, meta["zone"], _days(meta), metrics, counts, observed_ms, values)
+    span = wire.span_of(meta)
+    return ReadingColumns(
+        header, meta["zone"], _days(meta), metrics, counts, observed_ms, values, span
+    )
 
 
 def decode_documents(header: SegmentHeader, segment: bytes) -> DocumentColumns:

@@ -49,6 +49,8 @@ from scout_central.ingest.ledger import (
     stream_key,
     write_tallies,
 )
+from scout_central.ingest.openings import admit
+from scout_central.ingest.speakers import compare_speakers
 from scout_shared.errors import PermanentError, TransientError
 from scout_shared.messages import Receipt
 from scout_shared.wire import SegmentHeader
@@ -130,7 +132,9 @@ class Committer:
                 return self._refuse(batch[0], error)
         parts = [self.commit_isolating([item]) for item in batch]
         latest = {
-            (r.store_id, r.device_id, r.receipt.epoch): r for part in parts for r in part.receipts
+            (r.store_id, r.device_id, r.receipt.epoch, r.receipt.fork): r
+            for part in parts
+            for r in part.receipts
         }
         return Committed(
             list(latest.values()),
@@ -290,10 +294,13 @@ class Committer:
         for position, item in enumerate(batch):
             if isinstance(item, UnreadableArrival):
                 set_aside(connection, work, position, item)
-        greet(connection, work, batch, streams)
+        admission = admit(connection, work, batch, streams)
+        compare_speakers(connection, work, batch, admission.refused)
+        greet(connection, work, batch, streams, admission.refused)
         set_online(connection, batch)
         write_tallies(connection, work)
         receipts = read_receipts(connection, batch, streams, received_ms)
+        receipts = [*admission.receipts, *receipts]
         return Committed(receipts, work.outcomes, work.rows, sum(work.quarantined.values()))
 
     def _begin(

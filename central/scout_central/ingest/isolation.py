@@ -89,8 +89,8 @@ def contest(connection: database.Connection, work: Work, segment: Accepted) -> N
         code="overlap" if is_overlap else "segment_quarantined",
         severity="critical" if is_overlap else "high",
         message=f"segment {header.first_sequence} of device {item.arrival.device_id}: {message}",
-        hint="two devices share one buffer: give the clone a new buffer file, then replay the "
-        "quarantine"
+        hint="two boxes wrote one buffer (see buffer_copied): one was copied while its agent ran, "
+        "or is too old to say so; look for the second box, then replay the quarantine"
         if is_overlap
         else "look at the segment in metadata.quarantine; check the device's storage",
         records=header.records,

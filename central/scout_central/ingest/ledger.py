@@ -8,7 +8,7 @@ Not its job: bronze rows (``committer.py``), deciding what is bad (``isolation.p
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
@@ -20,11 +20,15 @@ from scout_central.ingest import statements as sql
 from scout_central.ingest.arrivals import HelloArrival, Parsed, SegmentArrival, StatusArrival
 from scout_shared import wire
 from scout_shared.errors import ConfigError
-from scout_shared.messages import Receipt
+from scout_shared.messages import BootClock, Receipt
 from scout_shared.zones import UNKNOWN_DAY, BusinessCalendar
 
 MAX_RANGES = 64
 """Ranges above the watermark in one receipt; a device resends what lies beyond them."""
+
+CLOCK_WRONG_SECONDS = 60.0
+CLOCK_SAMPLES = 3
+"""Hellos after which it is not a delay that makes a clock look slow."""
 
 
 class Outcome(StrEnum):
@@ -163,6 +167,7 @@ def add_segments(
         assert accepted.item.columns is not None
         for day, count in accepted.item.columns.days.items():
             work.received[accepted.stream_id, accepted.item.header.kind, day] += count
+    _insert_spans(connection, added)
     doubtful = [a for a in added if a.stream_id in work.doubtful]
     if doubtful:
         connection.execute(
@@ -170,6 +175,28 @@ def add_segments(
             {
                 "streams": [a.stream_id for a in doubtful],
                 "firsts": [a.item.header.first_sequence for a in doubtful],
+            },
+        )
+
+
+def _insert_spans(connection: database.Connection, landed: list[Accepted]) -> None:
+    """Which of ``landed`` hold times of a doubtful clock."""
+    stamped = [
+        (accepted, accepted.item.columns.span)
+        for accepted in landed
+        if isinstance(accepted.item.columns, column.ReadingColumns)
+        and accepted.item.columns.span is not None
+    ]
+    if stamped:
+        connection.execute(
+            sql.INSERT_SPANS,
+            {
+                "streams": [a.stream_id for a, _ in stamped],
+                "firsts": [a.item.header.first_sequence for a, _ in stamped],
+                "records": [a.item.header.records for a, _ in stamped],
+                "boots": [span.boot_id for _, span in stamped],
+                "clocks": [span.clock for _, span in stamped],
+                "offsets": [span.offset_ms for _, span in stamped],
             },
         )
 
@@ -224,14 +251,18 @@ def greet(
     work: Work,
     batch: Sequence[Parsed],
     streams: list[int | None],
+    refused: Collection[int],
 ) -> None:
-    """What devices say of themselves; counts and versions only ever grow."""
+    """What devices say of themselves; counts and versions only ever grow.
+
+    ``refused``: positions of hellos that are not believed.
+    """
     latest: dict[int, HelloArrival] = {}
     by_device: dict[str, HelloArrival] = {}
     versions: dict[int, int] = {}
     produced: dict[tuple[int, int, int], int] = {}
-    for item, stream_id in zip(batch, streams, strict=True):
-        if not isinstance(item, HelloArrival) or stream_id is None:
+    for position, (item, stream_id) in enumerate(zip(batch, streams, strict=True)):
+        if not isinstance(item, HelloArrival) or stream_id is None or position in refused:
             continue
         latest[stream_id] = item
         if not item.hello.recovered:
@@ -243,7 +274,7 @@ def greet(
     if not latest:
         return
     hellos = [item.hello for item in by_device.values()]
-    connection.execute(
+    clocks = connection.execute(
         sql.GREET_DEVICES,
         {
             "devices": list(by_device),
@@ -255,6 +286,9 @@ def greet(
             "hub_ms": work.received_ms,
         },
     )
+    for device_id, skew_seconds, samples in clocks:
+        _judge_clock(work, by_device[device_id], skew_seconds, samples)
+    _learn_boots(connection, latest.values())
     for item in by_device.values():
         if item.hello.damaged_files:
             _note_damage(work, item)
@@ -271,6 +305,47 @@ def greet(
     )
     if produced:
         connection.execute(sql.RAISE_PRODUCED, _days_apart(produced))
+
+
+def _learn_boots(connection: database.Connection, greeted: Iterable[HelloArrival]) -> None:
+    """In which boots a device's clock became known; the later word about a boot counts."""
+    learned: dict[tuple[str, bytes], BootClock] = {}
+    for item in greeted:
+        for boot in item.hello.boots:
+            key = item.arrival.device_id, boot.boot_id
+            if key not in learned or learned[key].known_ms < boot.known_ms:
+                learned[key] = boot
+    if learned:
+        connection.execute(
+            sql.LEARN_BOOTS,
+            {
+                "devices": [device_id for device_id, _ in learned],
+                "boots": [boot_id for _, boot_id in learned],
+                "offsets": [boot.offset_ms for boot in learned.values()],
+                "uncertainties": [
+                    min(boot.uncertainty_ms, wire.MAX_OFFSET_MS) for boot in learned.values()
+                ],
+                "known": [boot.known_ms for boot in learned.values()],
+            },
+        )
+
+
+def _judge_clock(work: Work, item: HelloArrival, skew_seconds: float, samples: int) -> None:
+    """Note a clock that is wrong. Behind may be a message that waited: only more of them say it."""
+    is_behind = skew_seconds < -CLOCK_WRONG_SECONDS and samples >= CLOCK_SAMPLES
+    if not is_behind and skew_seconds <= CLOCK_WRONG_SECONDS:
+        return
+    device_id = item.arrival.device_id
+    where = "ahead of" if skew_seconds > 0 else "behind"
+    note_error(
+        work,
+        item,
+        code="clock_wrong",
+        severity="medium",
+        message=f"the clock of device {device_id} is {abs(skew_seconds):,.0f} s {where} the hub's",
+        hint="run 'scout-edge doctor' on the device: does its network let NTP (UDP port 123) out? "
+        "what it stamps meanwhile is marked, and repaired once its clock is right in that boot",
+    )
 
 
 def _note_damage(work: Work, item: HelloArrival) -> None:
@@ -364,8 +439,8 @@ def read_receipts(
     if not wanted:
         return []
     state = {
-        stream_id: (ledger_version, list(zip(firsts, ends, strict=True)))
-        for stream_id, ledger_version, firsts, ends in connection.execute(
+        stream_id: (ledger_version, writer, list(zip(firsts, ends, strict=True)))
+        for stream_id, ledger_version, writer, firsts, ends in connection.execute(
             sql.READ_RECEIPTS, {"streams": list(wanted), "ranges": MAX_RANGES + 1}
         )
     }
@@ -374,7 +449,7 @@ def read_receipts(
         address = stream_key(item)
         if stream_id is None or address is None:
             continue
-        ledger_version, held = state[stream_id]
+        ledger_version, writer, held = state[stream_id]
         watermark = held[0][1] - 1 if held and held[0][0] <= 1 else 0
         above = held[1:] if watermark else held
         receipts[item.arrival.store_id, stream_id] = StreamReceipt(
@@ -386,6 +461,7 @@ def read_receipts(
                 ranges=tuple((first, end - 1) for first, end in above[:MAX_RANGES]),
                 hub_time_ms=received_ms,
                 ledger_version=ledger_version,
+                writer=bytes(writer or b""),
             ),
         )
     return list(receipts.values())

@@ -46,7 +46,7 @@ class Receipts:
         with self._lock:
             for r in receipts:
                 address = (r.store_id, r.device_id, r.receipt.epoch)
-                if r.held:
+                if r.held or r.receipt.fork is not None:  # a word to one copy is no state either
                     self._send(address, r.receipt, credit=0)
                     continue
                 self._active.pop(address, None)

@@ -222,6 +222,24 @@ from unnest(
 on conflict (stream_id, first_sequence) do nothing
 """
 
+INSERT_SPANS = """
+insert into metadata.stamped_spans (
+    stream_id, first_sequence, records, boot_id, clock, offset_ms
+)
+select
+    stream_id,
+    first_sequence,
+    records,
+    boot_id,
+    clock,
+    offset_ms
+from unnest(
+    %(streams)s::int[], %(firsts)s::bigint[], %(records)s::int[], %(boots)s::bytea[],
+    %(clocks)s::smallint[], %(offsets)s::bigint[]
+) as seen (stream_id, first_sequence, records, boot_id, clock, offset_ms)
+on conflict (stream_id, first_sequence) do nothing
+"""
+
 # How much of each part of a gap the hub holds: only the rest is given up.
 HELD = """
 select coalesce((
@@ -377,6 +395,64 @@ from unnest(
 cross join lateral metadata.jsonb_error(raw) as error
 """
 
+READ_OPENINGS = """
+select
+    stream_id,
+    next_sequence,
+    array(
+        select openings.nonce from metadata.openings
+        where openings.stream_id = streams.stream_id order by openings.position
+    ) as nonces,
+    array(
+        select openings.first_sequence from metadata.openings
+        where openings.stream_id = streams.stream_id order by openings.position
+    ) as firsts
+from metadata.streams
+where stream_id = any(%(streams)s::int[])
+"""
+
+ADD_OPENINGS = """
+insert into metadata.openings (stream_id, position, nonce, first_sequence)
+select
+    stream_id,
+    position,
+    nonce,
+    first_sequence
+from unnest(
+    %(streams)s::int[], %(positions)s::int[], %(nonces)s::bytea[], %(firsts)s::bigint[]
+) as seen (stream_id, position, nonce, first_sequence)
+"""
+
+# Which buffer each device spoke for last, and which one before.
+READ_GREETED = """
+select
+    device_id,
+    hello ->> 'epoch' as epoch,
+    hello ->> 'boot' as boot,
+    hello ->> 'version' as version,
+    extract(epoch from hello_received_at)::float8 as heard_at,
+    previous_hello ->> 'epoch' as previous_epoch,
+    previous_hello ->> 'boot' as previous_boot,
+    previous_hello ->> 'version' as previous_version,
+    extract(epoch from previous_hello_at)::float8 as previous_heard_at
+from metadata.devices
+where device_id = any(%(devices)s::text[])
+"""
+
+SET_PREVIOUS = """
+update metadata.devices
+set
+    previous_hello = jsonb_build_object(
+        'epoch', seen.epoch, 'boot', seen.boot, 'version', seen.version
+    ),
+    previous_hello_at = timestamptz 'epoch' + seen.heard_at * interval '1 second'
+from unnest(
+    %(devices)s::text[], %(epochs)s::text[], %(boots)s::text[], %(versions)s::text[],
+    %(heard)s::float8[]
+) as seen (device_id, epoch, boot, version, heard_at)
+where devices.device_id = seen.device_id
+"""
+
 GREET_DEVICES = """
 update metadata.devices
 set
@@ -385,13 +461,70 @@ set
     hello = greeting.hello::jsonb,
     hello_received_at = now(),
     heartbeat_seconds = greeting.interval_seconds,
-    clock_skew_seconds = (greeting.device_ms - %(hub_ms)s::bigint) / 1000.0,
+    -- A broken connection's will may come after its successor: who greets is there.
+    online = true,
+    status_changed_at = case
+        when devices.online then devices.status_changed_at
+        else now()
+    end,
+    clock_samples = sampled.clock_samples,
+    clock_skew_seconds = (select max(sample) from unnest(sampled.clock_samples) as sample),
     last_seen_at = now()
 from unnest(
     %(devices)s::text[], %(zones)s::text[], %(versions)s::text[], %(hellos)s::text[],
     %(intervals)s::float8[], %(device_ms)s::bigint[]
 ) as greeting (device_id, zone, version, hello, interval_seconds, device_ms)
+inner join metadata.devices as before
+    on greeting.device_id = before.device_id
+-- Of one boot, between two jumps, the clock runs on: what differs is the delay.
+cross join lateral (
+    select
+        (
+            case
+                when before.hello -> 'boot' = greeting.hello::jsonb -> 'boot'
+                    and before.hello #> '{counters,clock_jumps}'
+                    is not distinct from greeting.hello::jsonb #> '{counters,clock_jumps}'
+                    then before.clock_samples[
+                        greatest(cardinality(before.clock_samples) - 6, 1):
+                    ]
+                else '{}'
+            end
+        ) || ((greeting.device_ms - %(hub_ms)s::bigint) / 1000.0)::float8 as clock_samples
+) as sampled
 where devices.device_id = greeting.device_id
+returning
+    devices.device_id,
+    devices.clock_skew_seconds,
+    cardinality(devices.clock_samples)
+"""
+
+LEARN_BOOTS = """
+insert into metadata.boot_clocks as known (
+    device_id, boot_id, store_id, offset_ms, uncertainty_ms, known_at
+)
+select
+    learned.device_id,
+    learned.boot_id,
+    devices.store_id,
+    learned.offset_ms,
+    learned.uncertainty_ms,
+    timestamptz 'epoch' + learned.known_ms * interval '1 millisecond'
+from unnest(
+    %(devices)s::text[], %(boots)s::bytea[], %(offsets)s::bigint[], %(uncertainties)s::bigint[],
+    %(known)s::bigint[]
+) as learned (device_id, boot_id, offset_ms, uncertainty_ms, known_ms)
+inner join metadata.devices
+    on learned.device_id = devices.device_id
+order by
+    learned.device_id,
+    learned.boot_id
+on conflict (device_id, boot_id)
+do update set
+    offset_ms = excluded.offset_ms,
+    uncertainty_ms = excluded.uncertainty_ms,
+    known_at = excluded.known_at,
+    told_at = now()
+where excluded.known_at > known.known_at
 """
 
 GREET_STREAMS = """
@@ -441,6 +574,10 @@ READ_RECEIPTS = """
 select
     stream_id,
     ledger_version,
+    (
+        select openings.nonce from metadata.openings
+        where openings.stream_id = streams.stream_id order by openings.position desc limit 1
+    ) as writer,
     array(select lower(held) from unnest(received) as held order by 1 limit %(ranges)s) as firsts,
     array(select upper(held) from unnest(received) as held order by 1 limit %(ranges)s) as ends
 from metadata.streams

@@ -334,6 +334,8 @@ def _fleet_aside(counts: answers.FleetCounts) -> str:
         )
         if number
     ]
+    if counts.maintenance:
+        parts.append(f"{count(counts.maintenance)} in maintenance")
     if counts.retired:
         parts.append(f"{count(counts.retired)} retired")
     return "&ensp;".join(parts)

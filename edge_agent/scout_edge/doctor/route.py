@@ -252,6 +252,8 @@ async def _client(settings: EdgeSettings) -> AsyncIterator[aiomqtt.Client]:
         clean_session=None if v5 else True,
         timeout=_STEP_SECONDS,
         tls_context=tls_context(mqtt),
+        transport="websockets" if mqtt.transport == "websockets" else "tcp",
+        websocket_path=mqtt.websocket_path,
     ) as client:
         yield client
 

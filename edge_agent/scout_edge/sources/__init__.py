@@ -24,7 +24,8 @@ The contract, all of it:
   committed with the records, and ``Outlet.state()`` gives it back after a restart.
 - Call ``Outlet.tick`` about once a second, so that the windows of ``shape`` rules end in time.
 - What cannot be read is counted (``Outlet.unreadable``) and never replaced by a value. A record
-  without a time has none: do not stamp what you did not observe yourself.
+  without a time has none: do not stamp what you did not observe yourself. What you did, stamp with
+  ``clock.stamp()`` and give its span with the append: the hub repairs what a wrong clock stamped.
 - A defect (any other exception) stops the whole agent, because a silent source must be seen.
 """
 

@@ -13,6 +13,7 @@ Not its job: a shell; what the command does when the agent is killed (the servic
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import selectors
@@ -28,11 +29,11 @@ from scout_edge import clock, journal
 from scout_edge.sources import SourceContext, SourceKind, payload
 from scout_edge.sources.instants import InstantFormat
 from scout_edge.sources.lines import number, parse_json
-from scout_edge.sources.outlet import Outlet
+from scout_edge.sources.outlet import Outlet, runs
 from scout_shared import logs
 from scout_shared.errors import ConfigError, PermanentError, TransientError
 from scout_shared.settings import check_seconds
-from scout_shared.wire import Document, Reading
+from scout_shared.wire import Document, Reading, Span
 
 _LINE_BYTES = 256 * 1024  # a document may not be longer
 _LOOK_SECONDS = 0.1  # how soon a stop is seen
@@ -85,6 +86,7 @@ class ExecSource:
             "jsonl": self._json,
         }
         self._parse = parsers[settings.format]
+        self._span: Span | None = None  # in which the line that was parsed last was stamped
 
     def open(self) -> None:
         """Raises ConfigError: there is no such program."""
@@ -195,22 +197,25 @@ class ExecSource:
 
     def _take(self, lines: list[bytes], stop: threading.Event) -> int:
         """Append what lines say; waits while the buffer refuses. Returns the number of records."""
-        readings: list[Reading] = []
+        readings: list[tuple[Span | None, Reading]] = []
         documents: list[Document] = []
         for line in lines:
             if not line.strip():
                 continue
             try:
+                self._span = None
                 record = self._parse(line)
             except PermanentError as error:
                 self._outlet.unreadable(error.message, line=line[:200].decode("utf-8", "replace"))
                 continue
             if isinstance(record, Reading):
-                readings.append(record)
+                readings.append((self._span, record))
             else:
                 documents.append(record)
         self._insist(lambda: self._outlet.append_documents(documents), len(documents), stop)
-        self._insist(lambda: self._outlet.append_readings(readings), len(readings), stop)
+        for span, run in runs(readings):
+            append = functools.partial(self._outlet.append_readings, run, span=span)
+            self._insist(append, len(run), stop)
         return len(readings) + len(documents)
 
     def _insist(self, append: Callable[[], None], records: int, stop: threading.Event) -> None:
@@ -265,7 +270,9 @@ class ExecSource:
         """For a line without a time. Raises PermanentError: nobody knows when it was written."""
         if time.monotonic() < self._live_from:
             raise PermanentError("it waited while the buffer refused, and has no time of its own")
-        return clock.wall_ms()
+        now = clock.stamp()
+        self._span = now.span
+        return now.wall_ms
 
 
 def _checked(reading: Reading) -> Reading:

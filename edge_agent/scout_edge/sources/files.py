@@ -28,7 +28,7 @@ from scout_edge.sources import SourceContext, SourceKind
 from scout_edge.sources.checkpoints import Checkpoint, Checkpoints, holds, print_of
 from scout_edge.sources.lines import LineReader, RecordSettings
 from scout_edge.sources.outlet import Outlet
-from scout_edge.sources.rejects import Reject, RejectFile
+from scout_edge.sources.rejects import MIN_BYTES, Reject, RejectFile
 from scout_shared import logs
 from scout_shared.errors import ConfigError, PermanentError, TransientError
 from scout_shared.settings import check_seconds
@@ -64,6 +64,8 @@ class FilesSettings(RecordSettings):
     or 'delete'. Default 'move'."""
     reject_path: Path | None = None
     """Where unreadable lines are kept. Default: '<name>.rejects' in the folder of the files."""
+    reject_max_bytes: int = 32 << 20
+    """Room for them; then the oldest are dropped and counted. Default 33554432 (32 MB)."""
 
     def __post_init__(self) -> None:
         RecordSettings.__post_init__(self)  # super() does not work in a class with slots
@@ -75,6 +77,11 @@ class FilesSettings(RecordSettings):
             raise ConfigError(
                 f"path {str(self.path)!r} has a pattern in its folder",
                 "only the last part may have '*', '?' or '[…]'; give each folder its own source",
+            )
+        if self.reject_max_bytes < MIN_BYTES:
+            raise ConfigError(
+                f"reject_max_bytes {self.reject_max_bytes} is too small",
+                f"give {MIN_BYTES} or more",
             )
         check_seconds("poll_seconds", self.poll_seconds, 0.01)
         check_seconds("settle_seconds", self.settle_seconds, 0.0)
@@ -119,7 +126,11 @@ class FilesSource:
         self._folder = settings.path.parent.absolute()
         self._reader = LineReader(settings, outlet.buffer.calendar)
         path = settings.reject_path or self._folder / f"{name}.rejects"
-        self._rejects = RejectFile(path.absolute())
+        self._rejects = RejectFile(
+            path.absolute(),
+            settings.reject_max_bytes,
+            contents=not outlet.buffer.privacy.active,
+        )
         self._files: dict[int, _File] = {}
         self._resting: dict[int, tuple[int, int]] = {}
         self._marks = _NOTHING
@@ -223,10 +234,9 @@ class FilesSource:
     def _entries(self) -> Iterator[tuple[int, os.DirEntry[str]]]:
         try:
             with os.scandir(self._folder) as entries:
+                ours = (str(self._rejects.path), str(self._rejects.older))
                 for entry in entries:
-                    if entry.path != str(self._rejects.path) and entry.is_file(
-                        follow_symlinks=False
-                    ):
+                    if entry.path not in ours and entry.is_file(follow_symlinks=False):
                         yield entry.inode(), entry
         except OSError as error:
             raise TransientError(
@@ -353,7 +363,8 @@ class FilesSource:
         if not lines:
             return False
         parsed = self._parse(inode, lines, chunk, skipping)
-        self._rejects.keep(parsed.rejects)
+        if dropped := self._rejects.keep(parsed.rejects):
+            self._outlet.rejects_dropped(dropped, self._rejects.path)
         at, taken = parsed.end, mark.lines + parsed.taken
         place = Checkpoint(at, print_of(file.descriptor, at), taken, skipping)
         marks = self._marks.moved(inode, place)

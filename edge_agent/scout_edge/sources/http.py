@@ -35,6 +35,7 @@ from scout_edge import metrics
 from scout_edge import status as pages
 from scout_edge.buffer import Accepted, Buffer, KeyReusedError
 from scout_edge.config import HttpSettings
+from scout_edge.privacy import PrivacyError
 from scout_edge.sources import SourceContext, SourceKind, payload
 from scout_shared import logs
 from scout_shared.errors import ConfigError, PermanentError, ScoutError, TransientError
@@ -180,6 +181,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(refused)
         except KeyReusedError as error:
             self._refuse(_Refused(HTTPStatus.CONFLICT, error.message, error.hint))
+        except PrivacyError as error:
+            status = HTTPStatus.UNPROCESSABLE_ENTITY
+            self._refuse(_Refused(status, error.message, error.hint))
         except TransientError as error:
             self._refuse(_Refused(HTTPStatus.SERVICE_UNAVAILABLE, error.message, error.hint))
         except ScoutError as error:

@@ -1,15 +1,17 @@
-"""Meters and refrigeration by Modbus TCP, or RTU frames over TCP: registers → metrics.
+"""Meters and refrigeration by Modbus TCP, RTU over TCP or a serial line: registers → metrics.
 
 Each register is read by itself, so that one that the device refuses costs only itself: it is
 counted and gives no reading. A device that does not answer is left alone for the rest of the round.
 A reading has this device's clock when the answer came.
-Not its job: writing registers; serial lines (a gateway makes TCP of them).
+Not its job: writing registers.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import math
+import os
 import struct
 import threading
 import time
@@ -19,16 +21,17 @@ from typing import TYPE_CHECKING, Any
 
 from scout_edge import clock, journal
 from scout_edge.sources import SourceContext, SourceKind
-from scout_edge.sources.outlet import Outlet
-from scout_edge.sources.units import Conversion, conversion
+from scout_edge.sources.outlet import Outlet, runs
+from scout_edge.sources.units import Conversion, conversion, shortest_float32
 from scout_shared.errors import ConfigError, PermanentError, TransientError
 from scout_shared.settings import check_port, check_seconds
-from scout_shared.wire import Reading
+from scout_shared.wire import Reading, Span
 
 if TYPE_CHECKING:
-    from pymodbus.client import ModbusTcpClient
+    from pymodbus.client import ModbusSerialClient, ModbusTcpClient
 
 _BITS = ("coil", "discrete")
+_PARITIES = {"none": "N", "even": "E", "odd": "O"}
 _TYPES = {
     "int16": ">h",
     "uint16": ">H",
@@ -99,14 +102,20 @@ class RegisterSettings:
 class ModbusSettings:
     """A ``[sources.<name>]`` table of kind ``modbus``."""
 
-    host: str
-    """The device or its gateway. No default."""
-    registers: tuple[RegisterSettings, ...]
+    host: str = ""
+    """The device or its gateway; none for a serial line. No default."""
+    registers: tuple[RegisterSettings, ...] = ()
     """What to read. No default."""
-    port: int = 502
-    """Its port. Default 502."""
-    framer: str = "socket"
-    """'socket' (Modbus TCP) or 'rtu' (RTU frames over TCP). Default 'socket'."""
+    port: int | str = 502
+    """Its port; or a serial line, e.g. '/dev/ttyUSB0'. Default 502."""
+    framer: str = ""
+    """'socket' (Modbus TCP) or 'rtu'. Default 'rtu' for a serial line, else 'socket'."""
+    baudrate: int = 9600
+    """Of a serial line, bits per second: as the device is set. Default 9600."""
+    parity: str = "none"
+    """Of a serial line: 'none', 'even' or 'odd'. Default 'none'."""
+    stop_bits: int = 1
+    """Of a serial line: 1 or 2. Default 1."""
     device_id: int = 1
     """Unit on the bus. Default 1."""
     interval_seconds: float = 10.0
@@ -115,15 +124,42 @@ class ModbusSettings:
     """Seconds to wait for an answer. Default 3."""
 
     def __post_init__(self) -> None:
-        check_port("port", self.port)
+        if isinstance(self.port, int):
+            check_port("port", self.port)
+            if not self.host:
+                raise ConfigError(
+                    "host must be set", "or port to a serial line such as '/dev/ttyUSB0'"
+                )
+        else:
+            self._check_line()
         check_seconds("interval_seconds", self.interval_seconds, 0.05)
         check_seconds("timeout_seconds", self.timeout_seconds, 0.05)
-        if self.framer not in ("socket", "rtu"):
+        if self.framer not in ("", "socket", "rtu"):
             raise ConfigError(f"framer {self.framer!r} is not known", "use 'socket' or 'rtu'")
         if not 0 <= self.device_id <= 255:
             raise ConfigError(f"device_id {self.device_id} cannot be", "give 0 to 255")
         if not self.registers:
             raise ConfigError("registers must name at least one register")
+
+    def _check_line(self) -> None:
+        if not str(self.port).startswith("/"):
+            raise ConfigError(f"port {self.port!r} is no serial line", "e.g. '/dev/ttyUSB0'")
+        if self.host or self.framer == "socket":
+            raise ConfigError(
+                f"port {self.port} is a serial line, which has no host and no framer 'socket'",
+                "leave both out",
+            )
+        if not 50 <= self.baudrate <= 4_000_000:
+            raise ConfigError(f"baudrate {self.baudrate} cannot be", "e.g. 9600 or 19200")
+        if self.parity not in _PARITIES:
+            raise ConfigError(f"parity {self.parity!r} is not known", "'none', 'even' or 'odd'")
+        if self.stop_bits not in (1, 2):
+            raise ConfigError(f"stop_bits {self.stop_bits} cannot be", "give 1 or 2")
+
+    @property
+    def line(self) -> str:
+        """The serial line; empty: TCP."""
+        return self.port if isinstance(self.port, str) else ""
 
 
 class _SilentError(TransientError):
@@ -145,7 +181,7 @@ class ModbusSource:
             register: conversion("", "", register.scale, register.offset)
             for register in settings.registers
         }
-        _library()
+        _library(serial=bool(settings.line))
 
     def open(self) -> None:
         """Nothing to take: a device may be away for a while."""
@@ -154,10 +190,8 @@ class ModbusSource:
         """Read until stopped. Raises TransientError: no connection, no answer, or buffer full."""
         client = self._client()
         try:
-            if not client.connect():  # type: ignore[no-untyped-call]
-                raise TransientError(
-                    f"{self._where} cannot be reached", "check host, port, cable and power"
-                )
+            if not client.connect():
+                raise self._unreached()
             due = time.monotonic()
             while not stop.is_set():
                 self._round(client, stop)
@@ -174,11 +208,43 @@ class ModbusSource:
 
     @property
     def _where(self) -> str:
-        return f"the device of source {self.name!r} at {self._settings.host}:{self._settings.port}"
+        given = self._settings
+        place = f"on {given.line}" if given.line else f"at {given.host}:{given.port}"
+        return f"the device of source {self.name!r} {place}"
 
-    def _round(self, client: ModbusTcpClient, stop: threading.Event) -> None:
+    def _unreached(self) -> TransientError:
+        """Why: the library says no more than that. A line may come back: an adapter is plugged."""
+        line = self._settings.line
+        if not line:
+            return TransientError(
+                f"{self._where} cannot be reached", "check host, port, cable and power"
+            )
+        try:
+            descriptor = os.open(line, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+        except PermissionError:
+            return TransientError(
+                f"{line} may not be opened by this user",
+                "add the agent's user to the group dialout: sudo usermod -aG dialout USER; then"
+                " start the agent again",
+            )
+        except OSError as error:
+            return TransientError(
+                f"{line} cannot be opened: {error.strerror}",
+                "is the adapter plugged in? ls -l /dev/serial/by-id tells its name",
+            )
+        try:
+            if not os.isatty(descriptor):
+                return TransientError(f"{line} is no serial line", "ls -l /dev/serial/by-id")
+        finally:
+            os.close(descriptor)
+        return TransientError(
+            f"{line} is in use, or cannot be set to {self._settings.baudrate} baud",
+            "stop the other program (sudo fuser -v tells which), or correct baudrate",
+        )
+
+    def _round(self, client: ModbusTcpClient | ModbusSerialClient, stop: threading.Event) -> None:
         """Read each register once; store what came. Raises TransientError when nothing answers."""
-        readings: list[Reading] = []
+        readings: list[tuple[Span | None, Reading]] = []
         silent: set[int] = set()
         heard = False
         for register in self._settings.registers:
@@ -191,7 +257,8 @@ class ModbusSource:
                 value = self._read(client, register, unit)
                 heard = True
                 if value is not None:
-                    readings.append(Reading(register.metric, clock.wall_ms(), value))
+                    now = clock.stamp()
+                    readings.append((now.span, Reading(register.metric, now.wall_ms, value)))
             except (_SilentError, PermanentError) as error:
                 if isinstance(error, _SilentError):
                     silent.add(unit)
@@ -200,12 +267,20 @@ class ModbusSource:
                 self._outlet.unreadable(
                     error.message, metric=register.metric, address=register.address, unit=unit
                 )
-        self._outlet.append_readings(readings)
+        for span, run in runs(readings):
+            self._outlet.append_readings(run, span=span)
         self._outlet.tick()
         if silent and not heard:
-            raise TransientError(f"{self._where} does not answer", "check device_id and the bus")
+            raise TransientError(
+                f"{self._where} does not answer",
+                "check device_id, baudrate, parity, stop_bits, and the wires A and B"
+                if self._settings.line
+                else "check device_id and the bus",
+            )
 
-    def _read(self, client: ModbusTcpClient, register: RegisterSettings, unit: int) -> float | None:
+    def _read(
+        self, client: ModbusTcpClient | ModbusSerialClient, register: RegisterSettings, unit: int
+    ) -> float | None:
         """The value; None: the device says that it has none.
 
         Raises:
@@ -241,14 +316,27 @@ class ModbusSource:
             raise PermanentError(f"the value is {value}")
         return value
 
-    def _client(self) -> ModbusTcpClient:
+    def _client(self) -> ModbusTcpClient | ModbusSerialClient:
         from pymodbus import FramerType
-        from pymodbus.client import ModbusTcpClient
+        from pymodbus.client import ModbusSerialClient, ModbusTcpClient
 
         given = self._settings
+        if given.line:
+            return ModbusSerialClient(
+                given.line,
+                baudrate=given.baudrate,
+                parity=_PARITIES[given.parity],
+                stopbits=given.stop_bits,
+                timeout=given.timeout_seconds,
+                retries=1,
+            )
         framer = FramerType.RTU if given.framer == "rtu" else FramerType.SOCKET
         return ModbusTcpClient(
-            given.host, port=given.port, framer=framer, timeout=given.timeout_seconds, retries=1
+            given.host,
+            port=int(given.port),
+            framer=framer,
+            timeout=given.timeout_seconds,
+            retries=1,
         )
 
 
@@ -257,25 +345,20 @@ def decode(registers: Sequence[int], kind: str, word_order: str) -> float:
     words = registers if word_order == "big" else list(reversed(registers))
     data = b"".join(word.to_bytes(2, "big") for word in words)
     (value,) = struct.unpack(_TYPES[kind], data)
-    if kind == "float32" and math.isfinite(value):
-        # 4.1, not 4.099999904632568: the digits behind are not the meter's.
-        for digits in (6, 7, 8, 9):
-            short = float(f"{value:.{digits}g}")
-            # Rounding may leave the range of a float32 at its very end.
-            if abs(short) <= 3.4028234663852886e38 and struct.pack(">f", short) == data:
-                return short
     found: float = value
-    return found
+    return shortest_float32(found) if kind == "float32" else found
 
 
-def _library() -> Any:
+def _library(*, serial: bool) -> Any:
+    install = "pip install 'scout-edge[modbus]'"
     try:
         import pymodbus
     except ImportError as error:
         raise ConfigError(
-            "a source of kind 'modbus' needs pymodbus, which is not installed",
-            "pip install 'scout-edge[modbus]'",
+            "a source of kind 'modbus' needs pymodbus, which is not installed", install
         ) from error
+    if serial and importlib.util.find_spec("serial") is None:
+        raise ConfigError("Modbus on a serial line needs pyserial, which is not installed", install)
     # Each failure is told once, by us: the library writes a line per retry.
     logging.getLogger("pymodbus.logging").setLevel(logging.CRITICAL)
     return pymodbus

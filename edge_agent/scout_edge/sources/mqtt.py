@@ -6,9 +6,12 @@
                                 was lost comes again.
     they do not                 QoS 0, no session: observed when it came, or not at all. A retained
                                 one may be old: it is left out and counted, never stamped.
+    Sparkplug B                 QoS 0 by specification, no session: what a node published while the
+                                agent was down is gone; its births tell the present values.
 
 The topics of one source are all of one sort, because a client has one session.
-Not its job: the way to the hub (``forwarder``); Sparkplug B.
+Not its job: the way to the hub (``forwarder``); what Sparkplug's bytes and births mean
+(``sparkplug``, ``sparkplug_nodes``).
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import re
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,11 +31,12 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 
 from scout_edge import clock, journal
-from scout_edge.sources import SourceContext, SourceKind
+from scout_edge.sources import SourceContext, SourceKind, sparkplug
 from scout_edge.sources.instants import InstantFormat
 from scout_edge.sources.lines import find, number, parse_json
 from scout_edge.sources.outlet import Outlet
 from scout_edge.sources.registry import PASSWORD
+from scout_edge.sources.sparkplug_nodes import NAMESPACE, Nodes, Topic
 from scout_shared import logs, settings
 from scout_shared.errors import ConfigError, PermanentError, TransientError
 from scout_shared.wire import Reading
@@ -40,6 +45,8 @@ _LOOP_SECONDS = 0.2  # how soon a stop is seen
 _KEEPALIVE_SECONDS = 30
 _CONNECT_SECONDS = 10.0
 _PLACE = re.compile(r"\{([0-9]+)\}")
+_LEVEL = re.compile(r"\{(group|node|device|metric)\}")
+_BRACES = re.compile(r"\{[^}]*\}")
 
 log = logs.get("mqtt_source")
 
@@ -52,11 +59,14 @@ class TopicSettings:
     """What to subscribe to, with + and #, e.g. 'fridges/+/temperature'. No default."""
     metric: str = ""
     """Metric of the value; {1} is what stands for the first + or #, {2} for the second …; levels
-    under # are joined with '.'. Default none: give ``metrics``."""
+    under # are joined with '.'. Of Sparkplug: with {group}, {node}, {device}, {metric}; it takes
+    all numeric metrics. Default none: give ``metrics``."""
+    format: str = "plain"
+    """'plain', or 'sparkplug': Sparkplug B payloads. Default 'plain'."""
     value_path: str = ""
     """Where the value stands in a JSON payload, e.g. 'data.celsius'. Default: it is the payload."""
     metrics: Mapping[str, str] = field(default_factory=dict)
-    """Several values of a payload: path → metric. Default none."""
+    """Several values of a payload: path (Sparkplug: metric) → metric. Default none."""
     time_path: str = ""
     """Where the time stands in the payload. Default: none; it was observed when it came, and one
     that comes while the agent is down or the buffer full is not taken."""
@@ -64,6 +74,8 @@ class TopicSettings:
     """'iso', 'epoch_seconds', 'epoch_milliseconds' or a strptime format. Default 'iso'."""
     zone: str = ""
     """Zone of times without one. Default: they are refused."""
+    rebirth: bool = True
+    """Of Sparkplug: whether nodes are asked for their births (NCMD). Default true."""
 
     def __post_init__(self) -> None:
         levels = self.topic.split("/")
@@ -74,6 +86,11 @@ class TopicSettings:
             )
         if bool(self.metric) == bool(self.metrics):
             raise ConfigError("give either metric or metrics")
+        if self.format not in ("plain", "sparkplug"):
+            raise ConfigError(f"format {self.format!r} is not known", "use 'plain' or 'sparkplug'")
+        if self.format == "sparkplug":
+            self._check_sparkplug(levels)
+            return
         places = sum(level in ("+", "#") for level in levels)
         for template in self.templates().values():
             if any(not 1 <= int(n) <= places for n in _PLACE.findall(template)):
@@ -82,6 +99,27 @@ class TopicSettings:
                     f"it has {places}: {{1}} is the first",
                 )
         InstantFormat.of(self.time_format, self.zone)
+
+    def _check_sparkplug(self, levels: list[str]) -> None:
+        # seq counts all messages of a node, so all of them must come.
+        whole = levels[-1] == "#" and 2 <= len(levels) <= 5 and levels[2:3] in ([], ["#"], ["+"])
+        if levels[0] != NAMESPACE or not whole:
+            raise ConfigError(
+                f"topic {self.topic!r} does not take all messages of a Sparkplug node",
+                f"use '{NAMESPACE}/#', '{NAMESPACE}/GROUP/#' or '{NAMESPACE}/GROUP/+/NODE/#'",
+            )
+        if self.value_path or self.time_path or self.zone or self.time_format != "iso":
+            raise ConfigError(
+                "value_path, time_path, time_format and zone are not for format 'sparkplug'",
+                "its metrics carry their values and times in its own way",
+            )
+        for template in self.templates().values():
+            for place in _BRACES.findall(template):
+                if not _LEVEL.fullmatch(place):
+                    raise ConfigError(
+                        f"metric {template!r} names {place}, which Sparkplug does not have",
+                        "use {group}, {node}, {device}, {metric}",
+                    )
 
     def templates(self) -> Mapping[str, str]:
         """Path of each value → metric."""
@@ -118,6 +156,11 @@ class MqttSourceSettings:
                 "topics with and without time_path cannot share a session at the broker",
                 "make two sources: what carries its time may wait there, the rest may not",
             )
+        if len({topic.format for topic in self.topics}) > 1:
+            raise ConfigError(
+                "topics of format 'sparkplug' and plain ones are two sources",
+                "Sparkplug's metrics have times of their own, plain messages this device's",
+            )
         if self.password and not self.username:
             raise ConfigError("a password without a username", "set username")
 
@@ -126,6 +169,11 @@ class MqttSourceSettings:
         """Whether messages carry their time, and so may wait."""
         return bool(self.topics[0].time_path)
 
+    @property
+    def sparkplug(self) -> bool:
+        """Whether they are Sparkplug B payloads."""
+        return self.topics[0].format == "sparkplug"
+
 
 class _Topic:
     """A subscription, ready for matching."""
@@ -133,6 +181,8 @@ class _Topic:
     def __init__(self, given: TopicSettings) -> None:
         self.topic = given.topic
         self.time_path = given.time_path
+        self.sparkplug = given.format == "sparkplug"
+        self.rebirth = given.rebirth
         self._templates = given.templates()
         self._plain = not given.value_path and not given.metrics and not given.time_path
         self._instants = InstantFormat.of(given.time_format, given.zone)
@@ -147,8 +197,12 @@ class _Topic:
             return None
         return self._pattern.fullmatch(topic)
 
-    def readings(self, match: re.Match[str], message: paho.MQTTMessage) -> list[Reading]:
-        """Raises PermanentError: it is not what the settings say, or of unknown age."""
+    def readings(
+        self, match: re.Match[str], message: paho.MQTTMessage, now_ms: int
+    ) -> list[Reading]:
+        """``now_ms``: for a message that need not carry its time.
+
+        Raises PermanentError: it is not what the settings say, or of unknown age."""
         try:
             text = bytes(message.payload).decode("utf-8")
         except UnicodeDecodeError as error:
@@ -162,7 +216,7 @@ class _Topic:
         elif message.retain:
             raise PermanentError("a retained message without a time")
         else:
-            instant_ms = clock.wall_ms()
+            instant_ms = now_ms
         made = []
         for path, template in self._templates.items():
             known = number(path or "the payload", find(value, path))
@@ -171,6 +225,16 @@ class _Topic:
         if made:
             journal.check_readings(made, set())
         return made
+
+    def metric(self, group: str, node: str, device: str, metric: str) -> str | None:
+        """The name of a Sparkplug metric; None: the settings do not name it."""
+        template = self._templates.get(metric, self._templates.get("")) or None
+        if template is None:
+            return None
+        places = {"group": group, "node": node, "device": device, "metric": metric}
+        if not device:  # a metric of the node itself
+            template = template.replace(".{device}", "").replace("{device}.", "")
+        return _LEVEL.sub(lambda found: places[found.group(1)].replace("/", "."), template)
 
 
 class MqttSource:
@@ -184,6 +248,7 @@ class MqttSource:
         self._arrived: list[paho.MQTTMessage] = []
         self._trouble = ""
         self._connected = False
+        self._nodes = Nodes()
 
     def open(self) -> None:
         """Raises ConfigError: the TLS files cannot be used."""
@@ -195,6 +260,8 @@ class MqttSource:
         Whatever was not acknowledged then comes again with the next connection.
         """
         self._arrived, self._trouble, self._connected = [], "", False
+        # What was declared or given out before the connection ended may not have been stored.
+        self._nodes = self._nodes.again() if self._nodes.heard else self._known_nodes()
         client = self._client()
         given = self._settings
         where = f"the broker of source {self.name!r} at {given.host}:{given.port}"
@@ -204,11 +271,15 @@ class MqttSource:
                 code = client.loop(_LOOP_SECONDS)
                 if self._arrived:
                     self._take(client)
+                if self._connected:
+                    self._ask(client)
                 self._outlet.tick()
                 if self._trouble:
                     raise TransientError(f"{where} refuses: {self._trouble}", "look at its log")
                 if code != MQTTErrorCode.MQTT_ERR_SUCCESS:
                     raise TransientError(f"{where}: {paho.error_string(code)}")
+            if self._nodes.heard:
+                self._outlet.append_readings([], state=self._sparkplug_state())
             client.disconnect()
         except (OSError, socket.gaierror, ValueError) as error:
             raise TransientError(
@@ -224,9 +295,10 @@ class MqttSource:
         """Append what arrived, then acknowledge it."""
         readings: list[Reading] = []
         state: dict[str, int] = self._latest()
+        now = clock.stamp()
         for message in self._arrived:
             try:
-                readings += self._read(message, state)
+                readings += self._read(message, state, now.wall_ms)
             except PermanentError as error:
                 self._outlet.unreadable(
                     error.message,
@@ -234,18 +306,30 @@ class MqttSource:
                     payload=message.payload[:100].decode("utf-8", "replace"),
                 )
         keep = json.dumps(state) if state else None
-        self._outlet.append_readings(readings, state=keep)
+        if self._nodes.born:
+            keep = self._sparkplug_state()
+        own_times = self._settings.timed or self._settings.sparkplug
+        span = None if own_times else now.span
+        self._outlet.append_readings(readings, state=keep, span=span)
+        self._nodes.stored()
+        for reason, metrics in self._nodes.unreadable.items():
+            self._outlet.unreadable(reason, metrics)
+        self._nodes.unreadable.clear()
         for message in self._arrived:
             if message.qos:
                 client.ack(message.mid, message.qos)
         self._arrived = []
 
-    def _read(self, message: paho.MQTTMessage, latest: dict[str, int]) -> list[Reading]:
+    def _read(
+        self, message: paho.MQTTMessage, latest: dict[str, int], now_ms: int
+    ) -> list[Reading]:
         for topic in self._topics:
             match = topic.fits(message.topic)
             if match is None:
                 continue
-            made = topic.readings(match, message)
+            if topic.sparkplug:
+                return self._sparkplug(topic, message)
+            made = topic.readings(match, message, now_ms)
             if topic.time_path:
                 if message.retain:  # comes with each connection: taken when it is new
                     made = [r for r in made if r.observed_ms > latest.get(r.metric, -(1 << 62))]
@@ -258,7 +342,37 @@ class MqttSource:
     def _latest(self) -> dict[str, int]:
         """Per metric that carries its time: the latest taken."""
         stored = self._outlet.state()
-        return {} if stored is None else dict(parse_json(stored))
+        found = {} if stored is None else parse_json(stored)
+        return {metric: ms for metric, ms in found.items() if isinstance(ms, int)}
+
+    def _sparkplug(self, topic: _Topic, message: paho.MQTTMessage) -> list[Reading]:
+        found = Topic.parse(message.topic)
+        if found is None:
+            return []
+        if message.retain:
+            raise PermanentError("a retained Sparkplug message, which the specification forbids")
+        return self._nodes.read(found, sparkplug.decode(bytes(message.payload)), topic.metric)
+
+    def _ask(self, client: paho.Client) -> None:
+        """Send the rebirth requests that are due."""
+        for group, node in self._nodes.to_ask(time.monotonic()):
+            name = f"{NAMESPACE}/{group}/NBIRTH/{node}"
+            topic = next((each for each in self._topics if each.fits(name)), None)
+            if topic is not None and topic.sparkplug and topic.rebirth:
+                command = sparkplug.encode_rebirth(clock.wall_ms())
+                client.publish(f"{NAMESPACE}/{group}/NCMD/{node}", command, qos=0)
+                log.info("rebirth.requested", source=self.name, group=group, node=node)
+
+    def _known_nodes(self) -> Nodes:
+        stored = self._outlet.state()
+        found = None if stored is None else parse_json(stored).get("sparkplug")
+        if not isinstance(found, dict):
+            return Nodes()
+        return Nodes(found["latest"], {(group, node) for group, node in found["nodes"]})
+
+    def _sparkplug_state(self) -> str:
+        """Kept with births and at the stop, not with each message: it names every metric."""
+        return json.dumps({"sparkplug": self._nodes.saved()})
 
     def _client(self) -> paho.Client:
         given = self._settings

@@ -7,17 +7,36 @@ Not its job: reading anything; deciding what a failed append means for the origi
 
 from __future__ import annotations
 
+import itertools
 import json
+import operator
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from scout_edge.buffer import Buffer, Offset
 from scout_edge.metrics import AgentMetrics
+from scout_edge.privacy import PrivacyError
 from scout_edge.sources.shaping import MetricState, Shaped, Shaper, ShapeSettings, Window
 from scout_shared import logs
-from scout_shared.wire import Document, Reading
+from scout_shared.wire import Document, Reading, Span
+
+_CONTENTS = ("line", "payload", "start")
+_QUOTED = re.compile(r"""(['"]).*\1""", re.DOTALL)
 
 log = logs.get("source")
+
+
+def runs(
+    stamped: Iterable[tuple[Span | None, Reading]],
+) -> list[tuple[Span | None, list[Reading]]]:
+    """Readings, each with the span of its stamp, as one run per span, in their order."""
+    return [
+        (span, [reading for _, reading in run])
+        for span, run in itertools.groupby(stamped, operator.itemgetter(0))
+    ]
 
 
 class Outlet:
@@ -46,22 +65,35 @@ class Outlet:
             metric: MetricState.decode(fields) for metric, fields in state.get("shape", {}).items()
         }
         self._opened: dict[str, float] = {}
+        span = state.get("span")
+        self._span = None if span is None else Span.decode(span)
 
     def state(self) -> str | None:
         """What was committed with the last records that came with a state, or None."""
         return self._at
 
-    def append_readings(self, readings: Sequence[Reading], *, state: str | None = None) -> None:
+    def append_readings(
+        self,
+        readings: Sequence[Reading],
+        *,
+        state: str | None = None,
+        span: Span | None = None,
+    ) -> None:
         """Store readings, all or none; returns when they, or the windows with them, are durable.
 
         Args:
             readings: in the order in which they were observed; may be empty.
             state: where the source goes on; committed with the readings.
+            span: of the ``clock.stamp`` that the source took for them; None where they came with
+                times of their own. All readings of one append have the same.
 
         Raises:
             PermanentError: a reading cannot be stored; none was.
             TransientError: the buffer or the disk is full or failing; none was stored.
         """
+        if readings and span != self._span:
+            self.flush()  # a window holds the times of one clock
+            self._span = span
         shaped = self._shaper.apply(self._states, readings)
         self._append(shaped, state)
         if shaped.overflowed:
@@ -71,11 +103,21 @@ class Outlet:
             self._metrics.shaped_readings.labels(self.name).inc(left_out)
 
     def append_documents(self, documents: Sequence[Document], *, state: str | None = None) -> None:
-        """The same for documents; their ``business_day`` is that of ``buffer.calendar``."""
-        if documents or state is not None:
+        """The same for documents; their ``business_day`` is that of ``buffer.calendar``.
+
+        One that its privacy block or rules forbid is counted as unreadable and left out.
+        """
+        documents = list(documents)
+        while documents or state is not None:
             offset = None if state is None else self._offset(state, self._states)
-            self.buffer.append_documents(documents, offset=offset)
-            self._at = self._at if state is None else state
+            try:
+                self.buffer.append_documents(documents, offset=offset)
+            except PrivacyError as error:
+                self.unreadable(error.message)
+                del documents[error.document]
+            else:
+                self._at = self._at if state is None else state
+                break
         if documents:
             self._metrics.accepted_records.labels("documents").inc(len(documents))
 
@@ -101,9 +143,20 @@ class Outlet:
             self._append(self._shaper.close(self._states, waiting), None)
 
     def unreadable(self, reason: str, records: int = 1, **where: object) -> None:
-        """Count and log what the origin gave and nobody can read; no value stands in for it."""
+        """Count and log what the origin gave and nobody can read; no value stands in for it.
+
+        With privacy rules nothing that it said is logged: what cannot be read may be personal.
+        """
+        if self.buffer.privacy.active:
+            reason = _QUOTED.sub("'…'", reason)
+            where = {key: value for key, value in where.items() if key not in _CONTENTS}
         self._metrics.unreadable_records.labels(self.name).inc(records)
         log.warning("record.unreadable", source=self.name, reason=reason, records=records, **where)
+
+    def rejects_dropped(self, records: int, path: Path) -> None:
+        """Count and log kept rejects that had to leave: their file is at its limit."""
+        self._metrics.dropped_rejects.labels(self.name).inc(records)
+        log.warning("rejects.dropped", source=self.name, records=records, kept=str(path))
 
     def _append(self, shaped: Shaped, state: str | None) -> None:
         changed = {m: s for m, s in shaped.states.items() if s is not self._states.get(m)}
@@ -112,7 +165,7 @@ class Outlet:
             at = self._at if state is None else state
             keep = at is not None or bool(shaped.states)
             offset = self._offset(at, shaped.states) if keep else None
-            self.buffer.append_readings(shaped.readings, offset=offset)
+            self.buffer.append_readings(shaped.readings, offset=offset, span=self._span)
             self._at = at
         now = time.monotonic()
         for metric, after in changed.items():
@@ -131,4 +184,7 @@ class Outlet:
 
     def _offset(self, at: str | None, states: Mapping[str, MetricState]) -> Offset:
         shape = {metric: state.encode() for metric, state in states.items()}
-        return Offset(self.name, json.dumps({"at": at, "shape": shape}, separators=(",", ":")))
+        fields: dict[str, Any] = {"at": at, "shape": shape}
+        if self._span is not None:
+            fields["span"] = self._span.encode()
+        return Offset(self.name, json.dumps(fields, separators=(",", ":")))

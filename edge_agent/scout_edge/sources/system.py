@@ -56,19 +56,19 @@ class SystemSource:
 
     def run(self, stop: threading.Event) -> None:
         """Append one sample per interval until stopped. Raises TransientError: buffer full."""
-        self.sample()  # the first one only starts the tick counters
+        self.sample(clock.wall_ms())  # the first one only starts the tick counters
         due = time.monotonic()
         while not stop.wait(max(0.0, due + self._interval_seconds - time.monotonic())):
             due = max(due + self._interval_seconds, time.monotonic() - self._interval_seconds)
-            self._outlet.append_readings(self.sample())
+            now = clock.stamp()
+            self._outlet.append_readings(self.sample(now.wall_ms), span=now.span)
             self._outlet.tick()
 
     def close(self) -> None:
         """Nothing to give back."""
 
-    def sample(self) -> list[Reading]:
-        """One reading of each metric that this machine has, all stamped with this moment."""
-        now_ms = clock.wall_ms()
+    def sample(self, now_ms: int) -> list[Reading]:
+        """One reading of each metric that this machine has, all stamped with ``now_ms``."""
         return [Reading(metric, now_ms, value) for metric, value in self._values()]
 
     def _values(self) -> Iterator[tuple[str, float]]:

@@ -7,6 +7,8 @@ false digits cost bytes and are no observation.
 from __future__ import annotations
 
 import difflib
+import math
+import struct
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -94,6 +96,23 @@ def conversion(source: str, target: str, scale: float, offset: float) -> Convers
             f"{source} ({quantity}) cannot become {target} ({other})", "give units of one quantity"
         )
     return Conversion(own.scale * up / down, (own.offset * up + above - below) / down)
+
+
+def shortest_float32(value: float) -> float:
+    """4.1, not 4.099999904632568: the shortest decimal that the same float32 stands for.
+
+    The digits behind are not the meter's. Args: value: exactly a float32; any NaN or infinity is
+    given back.
+    """
+    if not math.isfinite(value):
+        return value
+    data = struct.pack(">f", value)
+    for digits in (6, 7, 8, 9):
+        short = float(f"{value:.{digits}g}")
+        # Rounding may leave the range of a float32 at its very end.
+        if abs(short) <= 3.4028234663852886e38 and struct.pack(">f", short) == data:
+            return short
+    return value
 
 
 def _unit(name: str) -> tuple[str, Fraction, Fraction]:

@@ -19,6 +19,7 @@ GOOD = sale("good")
 BREAKS: dict[str, tuple[Any, dict[str, Any]]] = {
     "document_is_object": ([1, 2], {}),
     "not_in_training_mode": (sale("t1", training=True), {}),
+    "privacy_kept": (sale("t1", privacy={"noFacialRecognition": True}, face_id="f-1"), {}),
     "transaction_id_present": (sale("  "), {}),
     "store_matches_stream": (sale("t1", store_id="another"), {}),
     "observed_at_known": (sale("t1"), {"at": None}),

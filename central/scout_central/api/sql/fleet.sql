@@ -103,6 +103,17 @@ select
         when 'boolean' then (hello -> 'clock_synced')::boolean
     end as clock_synced,
     quarantine_open,
+    hello ->> 'python' as python,
+    hello ->> 'system' as system,
+    case
+        when metadata.number(hello -> 'config_version') between 0 and 9e15
+            then metadata.number(hello -> 'config_version')::bigint
+    end as config_version,
+    (
+        select max(wanted.version)
+        from metadata.device_configurations as wanted
+        where wanted.device_id = judged.device_id
+    ) as config_wanted,
     given_up_records,
     case
         when metadata.number(hello -> 'damaged_files') between 0 and 1e9

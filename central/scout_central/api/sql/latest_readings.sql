@@ -34,16 +34,18 @@ select distinct on (metrics.name)
     metrics.name as metric,
     readings.value,
     readings.observed_at,
+    readings.happened_at,
+    readings.time_provenance,
     readings.received_at,
     extract(epoch from now() - readings.received_at)::double precision as age_seconds
 from newest
-inner join bronze.device_readings as readings
+inner join bronze.device_readings_timed as readings
     on readings.stream_id = newest.stream_id
     and readings.xid >= newest.first_xid
     and readings.received_at >= newest.first_received_at
 inner join metadata.metrics on readings.metric_id = metrics.metric_id
 order by
     metrics.name,
-    readings.observed_at desc,
+    coalesce(readings.happened_at, readings.observed_at) desc,
     readings.sequence desc
 limit 500
