@@ -5,7 +5,9 @@ The only module here that reads files and the environment for settings.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,8 @@ from scout_edge.sources.registry import SourceSettings
 from scout_shared import settings, topics
 from scout_shared.errors import ConfigError
 from scout_shared.zones import BusinessCalendar
+
+_LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +120,44 @@ class MqttSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class HubSettings:
+    """The second way to the hub, by HTTPS, for networks that block MQTT."""
+
+    url: str = ""
+    """Where the hub's API is, https://…; plain http only on this machine. Default: as the device
+    was enrolled; empty: there is no second way."""
+    ca: Path | None = None
+    """File with the hub's CA, PEM. Default: as the device was enrolled; else those of the system.
+    """
+    fallback_after_seconds: float = 120.0
+    """Seconds without a receipt by MQTT after which HTTPS is used; 0: never. Default 120."""
+    retry_mqtt_seconds: float = 180.0
+    """Seconds after which MQTT is tried again meanwhile. Default 180."""
+
+    def __post_init__(self) -> None:
+        settings.check_seconds("fallback_after_seconds", self.fallback_after_seconds, 0)
+        settings.check_seconds("retry_mqtt_seconds", self.retry_mqtt_seconds, 0.1)
+        if not self.url:
+            return
+        where = urllib.parse.urlsplit("")
+        with contextlib.suppress(ValueError):
+            where = urllib.parse.urlsplit(self.url)
+            _ = where.port  # raises, too
+        if where.scheme not in ("https", "http") or not where.hostname:
+            raise ConfigError(f"url {self.url!r} is no address", "write https://hub.example")
+        if where.scheme == "http" and where.hostname not in _LOCAL:
+            raise ConfigError(
+                f"url {self.url} is not encrypted: the password would be read on its way",
+                "use https://…",
+            )
+
+    @property
+    def fallback(self) -> bool:
+        """Whether there is a second way."""
+        return bool(self.url) and self.fallback_after_seconds > 0
+
+
+@dataclass(frozen=True, slots=True)
 class HttpSettings:
     """The local door for a point of sale."""
 
@@ -179,6 +221,8 @@ class EdgeSettings:
     """Where accepted records wait."""
     mqtt: MqttSettings = field(default_factory=MqttSettings)
     """The way to the hub."""
+    hub: HubSettings = field(default_factory=HubSettings)
+    """The second way to the hub."""
     http: HttpSettings = field(default_factory=HttpSettings)
     """The local door."""
     system: SystemSettings = field(default_factory=SystemSettings)
@@ -246,6 +290,15 @@ def check(path: Path, document: Mapping[str, Any], environ: Mapping[str, str]) -
             f"[mqtt] live_share_ratio {loaded.mqtt.live_share_ratio} cannot be", "give 0 to 1"
         )
     settings.check_port("[mqtt] port", loaded.mqtt.port, 1)
+    if (
+        loaded.hub.fallback
+        and loaded.hub.fallback_after_seconds < 2 * loaded.mqtt.heartbeat_seconds
+    ):
+        raise ConfigError(
+            f"[hub] fallback_after_seconds {loaded.hub.fallback_after_seconds} is too short: the"
+            f" hub is asked every {loaded.mqtt.heartbeat_seconds} s ([mqtt] heartbeat_seconds)",
+            "give at least twice that, or 0 for no fallback",
+        )
     return loaded
 
 
@@ -255,7 +308,8 @@ def _completed(
     """What the settings leave open, as the hub said at the enrolment. The settings win, but who
     the device is must not be said in two ways."""
     device, mqtt = document.get("device", {}), document.get("mqtt", {})
-    if not isinstance(device, Mapping) or not isinstance(mqtt, Mapping):
+    hub = document.get("hub", {})
+    if not all(isinstance(table, Mapping) for table in (device, mqtt, hub)):
         return document, environ  # decoding says what is wrong
     buffer = buffer_path(document)
     known = identity.read(buffer)
@@ -285,10 +339,15 @@ def _completed(
         }
         if known.broker_ca:
             route["tls_ca"] = str(identity.ca_path(buffer))
+        if "url" not in hub and known.hub_url:
+            second: dict[str, Any] = {"url": known.hub_url}
+            if known.hub_ca:
+                second["ca"] = str(identity.hub_ca_path(buffer))
+            hub = {**second, **hub}
     # The installer's edge.env has the variable, empty.
     password = environ.get("SCOUT_MQTT_PASSWORD") or known.password
     return (
-        {**document, "device": {**own, **device}, "mqtt": {**route, **mqtt}},
+        {**document, "device": {**own, **device}, "mqtt": {**route, **mqtt}, "hub": hub},
         {**environ, "SCOUT_MQTT_PASSWORD": password},
     )
 

@@ -86,6 +86,12 @@ def enrol(
         )
     if before is not None:
         device_id = device_id or before.device_id
+    try:
+        hub_ca = ca.read_text("ascii") if ca is not None else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"--ca {ca} cannot be used: {error}", "give a PEM file that the agent's user may read"
+        ) from error
     draft.keep()
     said = _ask(hub, ca, draft.request(token, device_id))
     try:
@@ -99,6 +105,8 @@ def enrol(
             broker_ca=str(said["broker_ca"]),
             password=draft.password,
             signing_key=bytes.fromhex(draft.signing_key),
+            hub_url=hub,
+            hub_ca=hub_ca,
         )
         hub_time = dt.datetime.fromisoformat(said["hub_time"]).timestamp()
     except (KeyError, TypeError, ValueError) as error:

@@ -15,6 +15,9 @@ than a heartbeat, so a dead link lives at most ``heartbeat_seconds + silence_sec
 After a start, and after an outage of ``STORM_SECONDS``, the backlog waits for a random part of
 ``storm_guard_seconds`` (the whole chain comes back at that moment); what is new goes at once.
 
+Where MQTT brings no receipt for ``[hub] fallback_after_seconds``, the same session runs over HTTPS
+(``link_https``). MQTT is tried again in between, and kept as soon as it brings a receipt.
+
 One async context per connection, named tasks, no callbacks. ``stopped`` ends it: the hub is told
 "offline". Not its job: what is sealed when a device is offline (``Buffer``), which segment is
 next (``schedule``).
@@ -36,10 +39,12 @@ import aiomqtt
 
 from scout_edge import boots, clock
 from scout_edge.buffer import Buffer, StoredSegment
-from scout_edge.config import DeviceSettings, MqttSettings
+from scout_edge.config import DeviceSettings, HubSettings, MqttSettings
+from scout_edge.link_https import HttpsLink
 from scout_edge.metrics import AgentMetrics
 from scout_edge.remote import Remote
 from scout_edge.schedule import Flight, Schedule
+from scout_edge.ways import Ways
 from scout_shared import __version__, logs, topics
 from scout_shared.errors import ConfigError, PermanentError, TransientError, WireError
 from scout_shared.messages import Hello, Receipt, status_message
@@ -61,6 +66,8 @@ class ForwarderState:
     """What ``scout-edge status`` shows of the way to the hub."""
 
     connected: bool = False
+    fallback: bool = False
+    """The connection is by HTTPS, because MQTT does not get through."""
     credit: int = 0
     in_flight: int = 0
     hub_time_ms: int | None = None
@@ -71,6 +78,8 @@ class ForwarderState:
     copied: bool = False
     """Since the start the hub found another copy of this buffer; this one has left its stream."""
     last_error: str = ""
+    mqtt_error: str = ""
+    """Why MQTT brought no receipt when it was last tried."""
 
 
 class Forwarder:
@@ -91,6 +100,7 @@ class Forwarder:
         recovered: bool = False,
         damaged_files: int = 0,
         orders: Remote | None = None,
+        hub: HubSettings | None = None,
     ) -> None:
         self.buffer = buffer
         self.metrics = measured
@@ -113,6 +123,7 @@ class Forwarder:
         """Loop time before which only what is new is sent."""
         self.draining = False
         self._tls = tls_context(mqtt)
+        self.ways = Ways(hub or HubSettings())
 
     async def run(self) -> NoReturn:
         """Connect, forward, reconnect, until cancelled."""
@@ -123,26 +134,40 @@ class Forwarder:
             self.heard = False
             if loop.time() - heard_at >= STORM_SECONDS and not self.draining:
                 self.backlog_from = math.inf  # until a hub answers
+            self.ways.choose()
+            pause = 0.0  # that the hub asked for
             try:
-                async with self._connected() as client:
-                    await _Session(self, client).run()
+                if self.ways.fallback:
+                    async with self._by_https() as link:
+                        await _Session(self, link).run()
+                else:
+                    async with self._connected() as client:
+                        await _Session(self, client).run()
             except* (aiomqtt.MqttError, TransientError) as group:
                 self.state.last_error = _reasons(group)
+                pause = _pause_seconds(group)
+            if not self.ways.fallback:
+                self.state.mqtt_error = self.state.last_error
             self.metrics.reconnects.inc()
             if self.heard:
                 heard_at = loop.time()
-            doublings = 0 if self.heard else doublings + 1
+            doublings = 0 if self.ways.ended(heard=self.heard) or self.heard else doublings + 1
             most = min(self.mqtt.reconnect_cap_seconds, _BACKOFF_SECONDS * 2 ** min(doublings, 20))
             # Full jitter: after an outage a whole chain comes back, but not at the same second.
-            delay = random.uniform(0, most)
+            delay = min(random.uniform(pause, max(pause, most)), self.ways.seconds_left())
             log.warning(
                 "connection.lost",
-                host=self.mqtt.host,
-                port=self.mqtt.port,
+                **self.way(),
                 reason=self.state.last_error,
                 retry_seconds=round(delay, 1),
             )
             await asyncio.sleep(delay)
+
+    def way(self) -> dict[str, str | int]:
+        """Where the present connection goes, for the log."""
+        if self.ways.fallback:
+            return {"url": self.ways.hub.url}
+        return {"host": self.mqtt.host, "port": self.mqtt.port}
 
     async def drain(self, timeout_seconds: float) -> bool:
         """Send what is there, unsealed records and the ledger too. True: the hub has all of it."""
@@ -210,6 +235,24 @@ class Forwarder:
                     if not self.recovered:
                         await self._say_offline(client, topic, boot)
 
+    @contextlib.asynccontextmanager
+    async def _by_https(self) -> AsyncIterator[HttpsLink]:
+        link = HttpsLink(
+            self.device,
+            self.ways.hub,
+            self.mqtt.password,
+            self.metrics,
+            self.mqtt.silence_seconds,
+        )
+        try:
+            async with link:
+                self.state.fallback = True
+                self.metrics.fallback.set(1)
+                yield link
+        finally:
+            self.state.connected = self.state.fallback = False
+            self.metrics.fallback.set(0)
+
     @staticmethod
     async def _say_offline(client: aiomqtt.Client, topic: str, boot: str) -> None:
         offline = status_message(False, boot, clock.wall_ms())
@@ -219,7 +262,7 @@ class Forwarder:
 class _Session:
     """One connection."""
 
-    def __init__(self, forwarder: Forwarder, client: aiomqtt.Client) -> None:
+    def __init__(self, forwarder: Forwarder, client: aiomqtt.Client | HttpsLink) -> None:
         self._forwarder = forwarder
         self._client = client
         self._buffer = forwarder.buffer
@@ -252,15 +295,16 @@ class _Session:
         if not self._forwarder.recovered:
             online = status_message(True, clock.boot_id().hex(), clock.wall_ms())
             await self._publish_up(topics.STATUS, online, retain=True)
+        fallback = self._forwarder.ways.fallback
         self._state.connected = True
-        self._metrics.connected.set(1)
-        log.info("connection.opened", host=self._mqtt.host, port=self._mqtt.port)
+        self._metrics.connected.set(0 if fallback else 1)
+        log.info("connection.opened", **self._forwarder.way())
         async with self._tasks:
             self._tasks.create_task(self._receive(), name="receipts")
             self._tasks.create_task(self._send(), name="segments")
             self._tasks.create_task(self._heartbeat(), name="heartbeat")
             self._tasks.create_task(self._listen(), name="silence")
-            if self._forwarder.orders is not None:
+            if self._forwarder.orders is not None and not fallback:
                 reporting = self._report(self._forwarder.orders)
                 self._tasks.create_task(reporting, name="reports")
             try:
@@ -301,6 +345,8 @@ class _Session:
         most = self._mqtt.silence_seconds
         while not self._ending:
             await asyncio.sleep(min(1.0, most / 4))
+            if reason := self._forwarder.ways.over():
+                raise TransientError(reason)
             silent = self._loop.time() - self._alive_at
             if self._awaited and silent > most:
                 raise TransientError(
@@ -461,6 +507,7 @@ class _Session:
         if self._forwarder.backlog_from == math.inf:
             self._forwarder.hold_backlog(random.uniform(0, self._mqtt.storm_guard_seconds))
         self._forwarder.heard = True
+        self._forwarder.ways.heard()
         self._state.credit = receipt.credit
         self._state.hub_time_ms = receipt.hub_time_ms
         self._state.receipt_ms = clock.wall_ms()
@@ -540,6 +587,16 @@ def tls_context(mqtt: MqttSettings) -> ssl.SSLContext | None:
             "check tls_ca, tls_certificate and tls_key: PEM files that the agent's user may read",
         ) from error
     return context
+
+
+def _pause_seconds(group: BaseExceptionGroup[BaseException]) -> float:
+    """The longest pause that the hub asked for."""
+    return max(
+        _pause_seconds(error)
+        if isinstance(error, BaseExceptionGroup)
+        else getattr(error, "pause_seconds", 0.0)
+        for error in group.exceptions
+    )
 
 
 def _reasons(group: BaseExceptionGroup[BaseException]) -> str:

@@ -32,6 +32,10 @@ class Identity:
     password: str = dataclasses.field(repr=False)
     signing_key: bytes = dataclasses.field(repr=False)
     """The hub signs with it what it sends beside receipts."""
+    hub_url: str = ""
+    """Where the hub was when it was enrolled, https://…; empty: not written down then."""
+    hub_ca: str = ""
+    """Certificates to trust for the hub, PEM; empty: those of the system."""
 
 
 def path_of(buffer: Path) -> Path:
@@ -44,6 +48,11 @@ def ca_path(buffer: Path) -> Path:
     return buffer.with_name(buffer.name + ".broker-ca.pem")
 
 
+def hub_ca_path(buffer: Path) -> Path:
+    """The CA that the device was enrolled with, as a file of its own."""
+    return buffer.with_name(buffer.name + ".hub-ca.pem")
+
+
 def read(buffer: Path) -> Identity | None:
     """The identity beside ``buffer``; None: never enrolled.
 
@@ -54,7 +63,11 @@ def read(buffer: Path) -> Identity | None:
     try:
         found = json.loads(path.read_bytes())
         return Identity(
-            **{f.name: found[f.name] for f in dataclasses.fields(Identity)}
+            **{
+                f.name: found[f.name]
+                for f in dataclasses.fields(Identity)
+                if f.name in found or f.default is dataclasses.MISSING
+            }
             | {"signing_key": bytes.fromhex(found["signing_key"])}
         )
     except FileNotFoundError:
@@ -75,6 +88,8 @@ def write(buffer: Path, identity: Identity) -> None:
     """Keep ``identity`` from now on, through a power cut. Raises ConfigError."""
     if identity.broker_ca:
         write_durably(ca_path(buffer), identity.broker_ca.encode())
+    if identity.hub_ca:
+        write_durably(hub_ca_path(buffer), identity.hub_ca.encode())
     shown: dict[str, Any] = dataclasses.asdict(identity)
     shown["signing_key"] = identity.signing_key.hex()
     write_durably(path_of(buffer), json.dumps(shown, indent=1).encode())

@@ -44,6 +44,9 @@ class AgentMetrics:
             "receipt_timeouts_total", "Receipts that did not come in time: sent again."
         )
         self.reconnects = counter("reconnects_total", "Connections to the broker that ended.")
+        self.fallback_posts = counter(
+            "fallback_posts_total", "Requests that the hub answered over HTTPS, MQTT being blocked."
+        )
         self.incidents = counter(
             "receipt_incidents_total", "Receipts that cannot be: a twin or an old copy."
         )
@@ -65,6 +68,11 @@ class AgentMetrics:
         self.connected = Gauge(
             "scout_edge_connected_ratio",
             "1 while connected to the broker.",
+            registry=self.registry,
+        )
+        self.fallback = Gauge(
+            "scout_edge_fallback_ratio",
+            "1 while HTTPS is used because MQTT does not get through.",
             registry=self.registry,
         )
         self.receipt_seconds = Histogram(
@@ -89,6 +97,7 @@ class AgentMetrics:
             "sent_segments": _total(self.sent_segments),
             "receipt_timeouts": _total(self.timeouts),
             "receipt_incidents": _total(self.incidents),
+            "fallback_posts": _total(self.fallback_posts),
             "reconnects": _total(self.reconnects),
             "source_failures": _total(self.source_failures),
             "unreadable_records": _total(self.unreadable_records),

@@ -179,8 +179,16 @@ def headline(shown: dict[str, Any]) -> Headline:
                 "find the other box with this device's id; stop one of them, then restart this one",
             )
         done = "everything is confirmed by the hub" if not backlog else f"{records(backlog)} to go"
+        if shown.get("fallback"):
+            why = _ERRNO.sub("", shown["mqtt_error"])
+            return Headline(
+                SENDING,
+                True,
+                f"sending over HTTPS, because MQTT does not get through ({why}); {done}.",
+                "ask whoever keeps the store's network to let MQTT out; it is then used by itself",
+            )
         return Headline(SENDING, True, f"sending, {done}.")
-    if shown["connected"]:
+    if shown["connected"] and not shown.get("fallback"):
         return Headline(
             WAITING,
             False,

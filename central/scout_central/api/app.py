@@ -26,6 +26,7 @@ from scout_central.api import (
     failures,
     files,
     fleet,
+    ingest,
     origins,
     overview,
     pipeline,
@@ -34,6 +35,7 @@ from scout_central.api.auth import FleetViewer, TokenBook
 from scout_central.api.reading import Door
 from scout_central.config import Broker, Mqtt, Settings, Token
 from scout_central.fleet.door import FleetDoor
+from scout_central.ingest.counter import Counter as IngestCounter
 from scout_central.storage import FileStore
 from scout_central.uploads import Limits, UploadDoor
 from scout_shared import __version__, logs
@@ -71,6 +73,7 @@ def create_app(settings: Settings) -> FastAPI:
         settings.api.tokens,
         settings.storage.directory,
         fleet_door=FleetDoor(dsn, settings.broker, settings.mqtt),
+        enrolment=settings.ingest.enrolment,
     )
 
 
@@ -80,6 +83,8 @@ def build_app(
     storage: Path,
     limits: Limits | None = None,
     fleet_door: FleetDoor | None = None,
+    *,
+    enrolment: str = "open",
 ) -> FastAPI:
     """The API on the database at ``dsn``, for the bearers of ``tokens``; files go to ``storage``.
 
@@ -87,6 +92,7 @@ def build_app(
     """
     limits = limits or Limits()
     door = Door(dsn)
+    counter = IngestCounter(dsn, enrolment=enrolment)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -94,6 +100,7 @@ def build_app(
         door.open()
         yield
         door.close()
+        counter.close()
 
     app = FastAPI(
         title="Scout hub",
@@ -110,13 +117,15 @@ def build_app(
     app.state.uploads = UploadDoor(dsn, FileStore(storage), limits)
     app.state.fleet = fleet_door or FleetDoor(dsn, Broker(), Mqtt(password=""))
     app.state.tries = devices.Tries()
+    app.state.counter = counter
+    app.state.password_tries = devices.Tries()
     app.state.version = __version__
     app.state.started_at = dt.datetime.now(dt.UTC)
     failures.install(app)
     app.middleware("http")(_observe)
     app.add_middleware(failures.Deadline, seconds=failures.REQUEST_SECONDS)
     # origins before pipeline: /lineage/row is not the lineage of a dataset named "row"
-    for module in (overview, fleet, devices, datasets, origins, pipeline, files):
+    for module in (overview, fleet, devices, datasets, origins, pipeline, files, ingest):
         app.include_router(module.router, prefix="/v1", responses=_FAILURES)
     app.add_api_route(
         "/metrics", get_metrics, include_in_schema=False, response_class=Response, methods=["GET"]

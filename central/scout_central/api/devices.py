@@ -52,7 +52,7 @@ _STATUS = {
 
 
 class Tries:
-    """Wrong tokens of the last TRIES_SECONDS; for many threads."""
+    """Wrong tokens (or passwords) of the last TRIES_SECONDS; for many threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -69,9 +69,9 @@ class Tries:
                 raise RefusalError(
                     429,
                     "too_many_tries",
-                    f"{own} wrong tokens came from {address} within {TRIES_SECONDS:g} s,"
-                    f" {len(self._wrong)} in all",
-                    "wait a minute, and check the token before the next try",
+                    f"{own} wrong tokens or passwords came from {address} within"
+                    f" {TRIES_SECONDS:g} s, {len(self._wrong)} in all",
+                    "wait a minute, and check it before the next try",
                 )
 
     def wrong(self, address: str) -> None:

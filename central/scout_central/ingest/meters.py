@@ -2,6 +2,11 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from scout_central.ingest.committer import Committed
+from scout_shared import logs
+
+log = logs.get("ingest")
+
 ARRIVALS = Counter(
     "scout_ingest_arrivals_total", "Messages committed, by what became of them", ["outcome"]
 )
@@ -23,3 +28,19 @@ COMMIT_SECONDS = Histogram(
 DATABASE_AWAY = Gauge("scout_ingest_database_away", "1 while commits fail and are tried again")
 CONNECTED = Gauge("scout_ingest_broker_connected", "1 while the MQTT connection stands")
 RECEIPTS = Counter("scout_ingest_receipts_total", "Receipts published")
+
+
+def count(committed: Committed, seconds: float) -> None:
+    """A commit that took so long, by whichever door its batch came."""
+    COMMIT_SECONDS.observe(seconds)
+    ROWS.inc(committed.rows)
+    QUARANTINED_RECORDS.inc(committed.quarantined_records)
+    for outcome in set(committed.outcomes):
+        ARRIVALS.labels(outcome).inc(committed.outcomes.count(outcome))
+    log.debug(
+        "batch.committed",
+        arrivals=len(committed.outcomes),
+        rows=committed.rows,
+        quarantined_records=committed.quarantined_records,
+        seconds=round(seconds, 4),
+    )

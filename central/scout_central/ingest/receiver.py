@@ -297,24 +297,9 @@ class Receiver:
                     self.failed_commits = 0
                     meters.DATABASE_AWAY.set(0)
                     self.receipts.resume()
-                _count(committed, time.monotonic() - started)
+                meters.count(committed, time.monotonic() - started)
                 return committed
         return None
-
-
-def _count(committed: Committed, seconds: float) -> None:
-    meters.COMMIT_SECONDS.observe(seconds)
-    meters.ROWS.inc(committed.rows)
-    meters.QUARANTINED_RECORDS.inc(committed.quarantined_records)
-    for outcome in set(committed.outcomes):
-        meters.ARRIVALS.labels(outcome).inc(committed.outcomes.count(outcome))
-    log.debug(
-        "batch.committed",
-        arrivals=len(committed.outcomes),
-        rows=committed.rows,
-        quarantined_records=committed.quarantined_records,
-        seconds=round(seconds, 4),
-    )
 
 
 def _jitter(failures: int) -> float:

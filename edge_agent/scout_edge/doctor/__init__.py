@@ -13,6 +13,7 @@ is sent while an agent sends them (the agent's own status, or its receipts, tell
     tls       chain, name, dates                   route.tls
     broker    connect, subscribe, publish          route.broker
     receipts  does the hub answer?                 route.broker
+    hub       the second way, if [hub] url is set  second.hub
 
 What stands behind a failed step of the route is not tried: one cause, one ``fail``.
 Not its job: repairing.
@@ -26,7 +27,7 @@ from pathlib import Path
 
 from scout_edge import status
 from scout_edge.config import EdgeSettings
-from scout_edge.doctor import device, route
+from scout_edge.doctor import device, route, second
 from scout_edge.doctor.finding import FAIL, OK, WARN, Finding
 from scout_shared.errors import ScoutError
 
@@ -57,6 +58,7 @@ def examine(
     yield from device.disk(settings, root)
     held = yield from device.buffer(settings)
     yield device.door(settings, shown, refusal, running)
+    yield from second.hub(settings)
     if (yield from route.network(settings.mqtt)) and (yield from route.tls(settings.mqtt, synced)):
         yield from asyncio.run(route.broker(settings, shown, running, held, seconds))
 
