@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import json
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -145,9 +146,12 @@ class Schedule:
         try:
             self._start()
             self._drive()
-            verdict.wrong += self._settle()
+            try:
+                verdict.wrong += self._settle()
+            except AssertionError as error:
+                verdict.wrong.append(str(error))  # what the hub has by then is judged all the same
             verdict.add(self._judge())
-        except (AssertionError, OSError, psycopg.Error) as error:
+        except (AssertionError, OSError, subprocess.SubprocessError, psycopg.Error) as error:
             verdict.wrong.append(f"{type(error).__name__}: {error}")
         finally:
             for device in self.devices:
