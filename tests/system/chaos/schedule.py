@@ -310,6 +310,7 @@ def _empty(box: Box) -> bool:
         status is not None
         and status["backlog_records"] == 0
         and not any(box.card.glob("*.recovered-*"))
+        and not any(box.card.glob("*.forked-*"))
     )
 
 
