@@ -38,10 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     possible = _possible(can)
     if wanted:
         possible &= wanted
-    print(f"seed {seed}; SEED={seed} repeats this run", flush=True)
+    broker = args.broker or ("mosquitto" if central.mosquitto() else "iotcore")
+    print(f"seed {seed}, broker {broker}; SEED={seed} repeats this run", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="scout-chaos-", dir="/tmp"))
     folder.chmod(0o755)  # PostgreSQL runs as another user than root
-    broker = args.broker or ("mosquitto" if central.mosquitto() else "iotcore")
     failed = done = 0
     total, kinds = Verdict(), Counter[str]()
     ports: list[int] = []

@@ -117,7 +117,7 @@ def _damage(device: Device, fault: Fault) -> Steps:
     (box,) = device.boxes
     if rng.random() < 0.6:  # with a backlog there is something to lose
         _cut_off(box)
-        yield fault.seconds
+        yield fault.seconds * 2
     device.leave(box)
     box.hold(kill=rng.random() < 0.5)
     device.tell(f"{box.label}: {box.damage(fault.kind, int(fault.value))}")

@@ -36,6 +36,7 @@ class Device:
     def __init__(self, schedule: Schedule, number: int) -> None:
         self.plan = schedule.plan.devices[number]
         self.fate = schedule.plan.fate(number)
+        self._clocked = any(f.kind == "clock" and f.device == number for f in schedule.plan.faults)
         self.id = f"{schedule.name}-d{number + 1}"
         self.boxes: list[Box] = []
         """The present one last."""
@@ -57,7 +58,7 @@ class Device:
             device_id=self.id,
             store=schedule.store,
             plan=self.plan,
-            faketime=schedule.faketime,
+            faketime=schedule.faketime if self._clocked else "",
             small_disk=self.fate == "disk_full",
         )
         self.boxes.append(box)
@@ -193,7 +194,6 @@ class Schedule:
             for box in device.boxes:
                 box.cut_off = False
                 box.link.mend()
-                box.set_clock(0.0)
         self._until(self._central_ready, 90, "database, broker and hub serve again")
         for device in self.devices:
             for feeder in device.feeders:
