@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from tests.system.chaos import plan
 
+ROOT = Path(__file__).parents[2]
 SCHEDULES, SEED = 4, 46730
 
 
@@ -33,7 +35,8 @@ def test_under_every_class_of_faults_nothing_is_lost_or_doubled() -> None:
         capture_output=True,
         text=True,
         check=False,
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "deploy")},  # as the Makefile sets it
     )
     sys.stdout.write(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -60,7 +60,8 @@ class Device:
             (found,) = (c for c in self.life()["configurations"] if c["version"] == version)
             return found if found["state"] == state else None
 
-        found = eventually(look, 30, f"version {version} is {state}")
+        # Hub and agent wait up to 30 s each between two attempts when the broker was away.
+        found = eventually(look, 90, f"version {version} is {state}")
         assert found is not None
         return found
 
