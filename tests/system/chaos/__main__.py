@@ -31,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := wanted - set(plan.CLASSES):
         print(f"not known: {', '.join(unknown)}; known: {', '.join(plan.CLASSES)}", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, _end)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end)
     central.adopt_orphans()
     seed = args.seed if args.seed is not None else random.randrange(1 << 32)
     can = machine()
@@ -81,6 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _end(_signal: int, _frame: object) -> NoReturn:
+    # A second one must not interrupt the clearing up that the first one began.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
