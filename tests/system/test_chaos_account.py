@@ -97,6 +97,15 @@ def test_a_loss_is_declared_only_between_its_neighbours(gap: Gap, right: bool) -
     assert verdict.given_up == (2 if right else 2 - len(verdict.lost))
 
 
+def test_the_gap_of_an_unsealed_row_stands_in_front_of_those_it_waited_with() -> None:
+    gap = Gap(1, 5, 2, 2, "damaged")
+    found = dataclasses.replace(without(), gaps=[gap], segments={1: [1, 5, 7]})
+    del found.documents[document_id(LABEL, 8)], found.documents[document_id(LABEL, 9)]
+    assert judged(found, "damaged").given_up == 2
+    found.segments = {1: [1, 5, 6]}
+    assert judged(found, "damaged").lost
+
+
 def test_a_gap_that_nothing_led_to_is_wrong() -> None:
     found = dataclasses.replace(without(3), gaps=[Gap(1, 3, 1, 1, "damaged")])
     assert judged(found, "damaged").right
