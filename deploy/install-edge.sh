@@ -200,9 +200,9 @@ uninstall_edge() {
         die "${backlog:-an unknown number of} records in $file are not confirmed by the hub" \
           "send them first: sudo systemctl stop scout-edge; sudo scout-edge drain. Or --discard-unsent"
     done
-    for file in "$data"/*.db.recovered-* "$data"/*.db.damaged-*; do
+    for file in "$data"/*.db.recovered-* "$data"/*.db.damaged-* "$data"/*.db.forked-*; do
       [ ! -e "$file" ] ||
-        die "$file: a damaged buffer lies here, and may hold what the hub does not have" \
+        die "$file: an older buffer lies here, and may hold what the hub does not have" \
           "copy it away for the engineer on call, and drain. Then --discard-unsent"
     done
   fi
@@ -214,7 +214,8 @@ uninstall_edge() {
     # Only what is the agent's: the folder may hold something else, or be a mounted partition.
     rm -f "$data"/*.db "$data"/*.db-wal "$data"/*.db-shm "$data"/*.db-journal "$data"/*.db.lock \
       "$data"/*.db.ballast "$data"/*.db.credentials "$data"/*.db.broker-ca.pem \
-      "$data"/*.db.enrolment "$data"/*.db.remote "$data"/*.db.suspect "$data"/*.db.recovered-* "$data"/*.db.damaged-*
+      "$data"/*.db.enrolment "$data"/*.db.remote "$data"/*.db.suspect \
+      "$data"/*.db.recovered-* "$data"/*.db.damaged-* "$data"/*.db.forked-*
     rmdir "$data" 2>/dev/null || say "$data stays: it is a partition, or holds other files"
     rm -rf "$settings"
     [ -z "$system" ] || ! id scout >/dev/null 2>&1 || userdel scout

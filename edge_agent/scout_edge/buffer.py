@@ -166,6 +166,22 @@ class Buffer:
         self._closing = threading.Lock()
         self._closed = False
         self._reading = threading.Lock()
+        try:
+            self._resources = self._acquired(zone)
+        except TransientError:
+            # Opening writes, too: a device that restarts with its disk full must come up.
+            if not self._room.let_go():
+                raise
+            self._resources = self._acquired(zone)
+        self._room.keep_ballast()
+        self._publish()
+        # A daemon, so that a program that forgot to close ends; what was promised is committed.
+        self._thread = threading.Thread(target=self._write_jobs, name="buffer-writer", daemon=True)
+        self._thread.start()
+
+    def _acquired(self, zone: str) -> contextlib.ExitStack:
+        """Lock and open the file; returns what must be closed."""
+        path = self.path
         with contextlib.ExitStack() as stack:
             stack.enter_context(database.locked(path))
             self._writer = stack.enter_context(contextlib.closing(database.open_writer(path)))
@@ -175,12 +191,7 @@ class Buffer:
                 self._open()
             database.note_made(path)
             self._reader = stack.enter_context(contextlib.closing(database.open_reader(path)))
-            self._resources = stack.pop_all()
-        self._room.keep_ballast()
-        self._publish()
-        # A daemon, so that a program that forgot to close ends; what was promised is committed.
-        self._thread = threading.Thread(target=self._write_jobs, name="buffer-writer", daemon=True)
-        self._thread.start()
+            return stack.pop_all()
 
     def __enter__(self) -> Self:
         return self

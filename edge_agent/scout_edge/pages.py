@@ -94,6 +94,10 @@ class Pages:
                     found.append(row)
         return found
 
+    def holds_index(self, root: int) -> bool:
+        """Whether a table without rowid still begins at ``root``: one that is lost looks empty."""
+        return self.page(root)[0] in (_INDEX_LEAF, _INDEX_INNER)
+
     def _leaves(self, root: int, leaf: int, inner: int) -> Iterator[bytes]:
         """The pages of a tree; of an index also the inner ones, which hold rows too."""
         waiting, seen = [root], set[int]()

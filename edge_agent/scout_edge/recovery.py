@@ -237,6 +237,8 @@ class _Facts:
     next_sequence: int = 0
     tail: list[tuple[int, int, int, int, bytes, bytes, int, int]] = field(default_factory=list)
     """(kind, accepted_ms, records, crc, body, boot_id, clock, mono_ms)"""
+    ledger_stands: bool = False
+    """Its page is there: nothing in a lost one and nothing accepted look the same."""
     ledger: list[tuple[int, int, int, int]] = field(default_factory=list)
     """(day, kind, records, version)"""
     sources: list[tuple[str, str]] = field(default_factory=list)
@@ -248,7 +250,8 @@ class _Facts:
         """Sealed and unsealed records are as many as the ledger counts: three pages agree."""
         accepted = sum(records for _, _, records, _ in self.ledger)
         unsealed = sum(row[2] for row in self.tail)
-        return self.next_sequence > 0 and self.next_sequence - 1 + unsealed == accepted
+        counted = self.ledger_stands and self.next_sequence > 0
+        return counted and self.next_sequence - 1 + unsealed == accepted
 
 
 def _search(damaged: Path, target: Path, zone: str) -> None:
@@ -422,6 +425,7 @@ def _facts(pages: Pages, roots: dict[str, int]) -> _Facts:
             and 1 <= row[3] <= wire.MAX_RECORDS
         ):
             facts.tail.append(row[1:])
+    facts.ledger_stands = pages.holds_index(roots["ledger"])
     for row in pages.index(roots["ledger"]):
         if _shaped(row, (int, int, int, int)):
             facts.ledger.append(row)

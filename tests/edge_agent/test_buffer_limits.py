@@ -217,3 +217,18 @@ def test_a_disk_that_is_really_full_never_wedges(disk: Path, policy: str, seed: 
     with Buffer(path, zone=ZONE, limits=limits) as buffer:
         assert ballast.stat().st_size == BALLAST_BYTES, "there is ballast again"
         assert buffer.status().backlog_records == 0
+
+
+def test_a_device_that_restarts_with_its_disk_full_comes_up(disk: Path) -> None:
+    rng = random.Random(6)
+    path = disk / "edge.db"
+    limits = Limits(1 << 30, FLOOR)
+    with Buffer(path, zone=ZONE, limits=limits) as buffer:
+        accepted = buffer.append_readings(noise(rng)).records
+    occupy(disk)
+    with Buffer(path, zone=ZONE, limits=limits) as buffer:
+        with contextlib.suppress(TransientError):
+            accepted += buffer.append_documents([sale(rng)]).records
+        buffer.seal()
+        assert account(buffer) == (accepted, 0)
+        assert buffer.apply_receipt(Receipt(buffer.epoch, accepted)) == accepted

@@ -139,6 +139,7 @@ def test_install_upgrade_and_removal_keep_the_buffer(
     assert edge(prefix, "version").returncode == 0, "a refused removal removed something"
     assert (data / "edge.db.ballast").exists()
     (data / "edge.db.damaged-1").write_bytes(b"kept for the engineer")
+    (data / "edge.db.forked-0123456789abcdef").write_bytes(b"common to two copies")
     (data / "somebody-elses").write_text("stays")
     done = script("--uninstall", "--purge", "--discard-unsent", "--prefix", prefix)
     assert done.returncode == 0, done.stderr

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import random
 import shutil
 from collections import Counter
@@ -325,6 +327,16 @@ def test_a_file_that_was_emptied_or_is_gone_is_not_taken_for_a_new_device(
     with opened(path) as buffer:
         assert buffer.status().backlog_records == 1
     assert recovery.damaged_files(path) == [lost]
+
+
+def test_a_file_that_lost_all_it_counted_does_not_say_that_nothing_was_there(path: Path) -> None:
+    with Buffer(path, zone=ZONE) as buffer:
+        buffer.append_readings(readings(100))
+    os.truncate(path, 3 * PAGE_BYTES)  # only meta is left, and says that nothing was sealed
+    opened(path).close()
+    (lost,) = recovery.damaged_files(path)
+    report = json.loads(lost.with_name(lost.name + ".json").read_text("ascii"))
+    assert not report["counts_agree"]
 
 
 def test_of_an_emptied_file_the_wal_is_searched(path: Path) -> None:

@@ -31,17 +31,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := wanted - set(plan.CLASSES):
         print(f"not known: {', '.join(unknown)}; known: {', '.join(plan.CLASSES)}", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, _end)
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ending, _end)
     central.adopt_orphans()
     seed = args.seed if args.seed is not None else random.randrange(1 << 32)
     can = machine()
     possible = _possible(can)
     if wanted:
         possible &= wanted
-    print(f"seed {seed}; SEED={seed} repeats this run", flush=True)
+    broker = args.broker or ("mosquitto" if central.mosquitto() else "iotcore")
+    print(f"seed {seed}, broker {broker}; SEED={seed} repeats this run", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="scout-chaos-", dir="/tmp"))
     folder.chmod(0o755)  # PostgreSQL runs as another user than root
-    broker = args.broker or ("mosquitto" if central.mosquitto() else "iotcore")
     failed = done = 0
     total, kinds = Verdict(), Counter[str]()
     ports: list[int] = []
@@ -81,6 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _end(_signal: int, _frame: object) -> NoReturn:
+    # A second one must not interrupt the clearing up that the first one began.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
@@ -111,11 +115,12 @@ def _possible(can: Machine) -> frozenset[str]:
 def _show(number: int, args: argparse.Namespace, outcome: Outcome) -> None:
     verdict, one = outcome.verdict, outcome.plan
     kinds = Counter(fault.kind for fault in one.faults)
+    unknown = f", {verdict.unknown_extent} unknown" if verdict.unknown_extent else ""
     text = ", ".join(f"{kind}{f' ×{n}' if n > 1 else ''}" for kind, n in sorted(kinds.items()))
     print(
         f"{number:4d}/{args.schedules} {'ok  ' if verdict.right else 'FAIL'} seed {one.seed}"
         f" {outcome.seconds:.1f} s, {len(one.devices)} devices, {verdict.told} told OK,"
-        f" {verdict.given_up} given up: {text or 'no fault'}",
+        f" {verdict.given_up} given up{unknown}: {text or 'no fault'}",
         flush=True,
     )
 
@@ -147,7 +152,8 @@ def _sum_up(
 ) -> None:
     print(", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items())))
     unknown = (
-        f", {total.unknown_extent} in files that could not say what they held"
+        f", {total.unknown_extent} in files that could not say what they held (the hub shows"
+        f" {total.seen} of them in transit)"
         if total.unknown_extent
         else ""
     )

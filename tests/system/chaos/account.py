@@ -7,6 +7,7 @@ records that were accepted before and after it.
 
 from __future__ import annotations
 
+import bisect
 import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -50,6 +51,8 @@ class Held:
     readings: dict[str, dict[int, list[Row]]] = field(default_factory=dict)
     """By metric and value."""
     gaps: list[Gap] = field(default_factory=list)
+    segments: dict[int, list[int]] = field(default_factory=dict)
+    """First sequences by stream, ascending."""
     quarantined: list[str] = field(default_factory=list)
     in_transit: int = 0
     remainder: int = 0
@@ -67,6 +70,8 @@ class Verdict:
     unknown_extent: int = 0
     """Told OK, not in bronze, in a file so damaged that it could not say how far it went; the
     device says so, and the hub shows what it knows to be missing."""
+    seen: int = 0
+    """Of those, how many the hub shows as in transit for ever: they were in a hello."""
     wrong: list[str] = field(default_factory=list)
     """Anything else: invented times, strange records, an account that does not add up."""
 
@@ -82,6 +87,7 @@ class Verdict:
         self.doubled += other.doubled
         self.given_up += other.given_up
         self.unknown_extent += other.unknown_extent
+        self.seen += other.seen
         self.wrong += other.wrong
 
 
@@ -125,7 +131,7 @@ def judge(
             ("line", one.lines, documents),
             ("reading", one.readings, readings),
         ):
-            declared, lost = _missing(sure, rows, held.gaps)
+            declared, lost = _missing(sure, rows, held)
             verdict.given_up += declared
             if extent_unknown:
                 verdict.unknown_extent += len(lost)
@@ -137,6 +143,7 @@ def judge(
     verdict.wrong += [f"{device_id}: in quarantine: {text}" for text in held.quarantined]
     if held.remainder:
         verdict.wrong.append(f"{device_id}: the reconciliation's remainder is {held.remainder}")
+    verdict.seen = min(verdict.unknown_extent, max(0, held.in_transit))
     if held.in_transit and not extent_unknown:
         verdict.wrong.append(f"{device_id}: {held.in_transit} records are in transit for ever")
     return verdict
@@ -151,7 +158,7 @@ def _doubled(verdict: Verdict, what: str, rows: Mapping[int, list[Row]]) -> None
 
 
 def _missing(
-    told: Sequence[int], rows: Mapping[int, list[Row]], gaps: Sequence[Gap]
+    told: Sequence[int], rows: Mapping[int, list[Row]], held: Held
 ) -> tuple[int, list[int]]:
     """How many of those that are not in bronze were declared, and the others."""
     declared, lost = 0, list[int]()
@@ -165,7 +172,7 @@ def _missing(
         after = found[0] if found else None
         if run:
             # Which of a run were declared nobody can say: the last ones are called lost.
-            known = min(len(run), _between(gaps, before, after))
+            known = min(len(run), _between(held, before, after))
             declared += known
             lost += run[known:]
             run = []
@@ -173,20 +180,30 @@ def _missing(
     return declared, lost
 
 
-def _between(gaps: Sequence[Gap], before: Row | None, after: Row | None) -> int:
-    """How many declared sequences lie between two records of one source."""
+def _between(held: Held, before: Row | None, after: Row | None) -> int:
+    """How many declared sequences lie between two records of one source.
+
+    A damaged row that waited unsealed with others has its gap in front of their segment.
+    """
     total = 0
-    for gap in gaps:
+    same = before is not None and after is not None and before.stream == after.stream
+    for gap in held.gaps:
         low, high = gap.first, gap.end
-        if before is not None and gap.stream == before.stream:
+        if same and before is not None and gap.stream != before.stream:
+            continue
+        if before is not None and gap.stream == before.stream and gap.end != _start(held, before):
             low = max(low, before.sequence + 1)
         if after is not None and gap.stream == after.stream:
             high = min(high, after.sequence)
-        same = before is not None and after is not None and before.stream == after.stream
-        if same and before is not None and gap.stream != before.stream:
-            continue
         total += max(0, min(high - low, gap.records))
     return total
+
+
+def _start(held: Held, row: Row) -> int:
+    """First sequence of the segment that a row came in."""
+    firsts = held.segments.get(row.stream, [])
+    at = bisect.bisect_right(firsts, row.sequence)
+    return firsts[at - 1] if at else row.sequence
 
 
 def _times(
@@ -241,6 +258,12 @@ def held_of(connection: psycopg.Connection[tuple[object, ...]], device_id: str) 
             (device_id,),
         )
     ]
+    for stream, first in connection.execute(
+        "select stream_id, first_sequence from metadata.segments"
+        f" where stream_id in {streams} order by 1, 2",
+        (device_id,),
+    ):
+        held.segments.setdefault(_int(stream), []).append(_int(first))
     held.quarantined = [
         f"{records} records at {sequence} of stream {stream}: {reason} {message}"
         for stream, sequence, records, reason, message in connection.execute(

@@ -117,7 +117,7 @@ def _damage(device: Device, fault: Fault) -> Steps:
     (box,) = device.boxes
     if rng.random() < 0.6:  # with a backlog there is something to lose
         _cut_off(box)
-        yield fault.seconds
+        yield fault.seconds * 2
     device.leave(box)
     box.hold(kill=rng.random() < 0.5)
     device.tell(f"{box.label}: {box.damage(fault.kind, int(fault.value))}")
@@ -162,7 +162,8 @@ def _clone(device: Device, fault: Fault) -> Steps:
 def _restore(device: Device, fault: Fault) -> Steps:
     """An image is taken, the agent goes on, dies, and the image is put back.
 
-    What was accepted after the image is on the newer card, which is delivered by hand.
+    What was accepted after the image is on the newer card, which is drained by hand: an export has
+    no lineage, and the hub would keep what meets other data under one sequence in quarantine.
     """
     rng = random.Random(fault.value)
     (box,) = device.boxes
@@ -178,7 +179,7 @@ def _restore(device: Device, fault: Fault) -> Steps:
     _back(box)
     image.let_go()
     device.feed(image)
-    device.by_hand(box, "export")
+    device.by_hand(box, "drain")
 
 
 _DEVICE: dict[str, Callable[[Device, Fault], Steps]] = {

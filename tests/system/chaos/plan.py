@@ -19,6 +19,7 @@ FREE = ("kill_agent", "clock", *LINK, *CENTRAL)
 FATES = ("disk_full", "corrupt", "truncate", "swap", "clone", "restore")
 """At most one per device: each decides which copy of its buffer goes on."""
 COPIES = ("clone", "restore")
+_FULL = ("disk_full", "corrupt", "truncate")
 CLASSES = (*FREE, *FATES)
 
 _WEIGHTS = {
@@ -61,8 +62,6 @@ class DevicePlan:
     tails: bool
     """Whether it also follows a JSONL file."""
     zone: str
-    clocked: bool
-    """Its clock can be set (libfaketime)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +140,12 @@ def _device(rng: random.Random, fate: str) -> DevicePlan:
     return DevicePlan(
         readings_at_cap=policy,
         seal_seconds=rng.choice((0.05, 0.2, 0.5)),
-        pause_seconds=rng.choice((0.01, 0.03, 0.1)),
+        # Where a file is damaged or a disk is full, there shall be something in it.
+        pause_seconds=min(rng.choice((0.01, 0.03, 0.1)), 0.01 if fate in _FULL else 1.0),
         # A file is read again from where the buffer says: a place that was lost with a page, or
         # that an old copy holds, is read again, and nobody can know it. So not with these.
         tails=rng.random() < 0.5 and fate not in ("corrupt", "truncate", "swap", *COPIES),
         zone=rng.choice(("Asia/Manila", "UTC", "America/New_York")),
-        clocked=True,
     )
 
 
