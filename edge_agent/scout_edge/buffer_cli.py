@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from scout_edge import boots, buffer, clock, config, database, journal, recovery
-from scout_edge.buffer import Buffer, BufferStatus
+from scout_edge import boots, clock, config, database, journal, recovery
+from scout_edge.buffer import Buffer
+from scout_edge.buffer_status import BufferStatus, peek
 from scout_edge.room import Limits
 from scout_shared import __version__, wire
 from scout_shared.errors import ConfigError, PermanentError, TransientError
@@ -83,7 +84,7 @@ def _inspect(args: argparse.Namespace, settings: config.EdgeSettings) -> int:
                 (wire.GAP,),
             )
         ]
-    status = buffer.peek(path, settings.buffer.max_bytes)
+    status = peek(path, settings.buffer.max_bytes)
     shown = {
         "path": str(path),
         "epoch": status.epoch.hex(),
@@ -161,7 +162,7 @@ def _export(args: argparse.Namespace, settings: config.EdgeSettings) -> int:
         raise ConfigError(f"there is no buffer file {path}", "it is made by 'scout-edge run'")
     running = _seal(path, settings)
     sources = [path, *recovery.waiting(path)]
-    statuses = [buffer.peek(source, settings.buffer.max_bytes) for source in sources]
+    statuses = [peek(source, settings.buffer.max_bytes) for source in sources]
     head = ExportHead(
         settings.device.id,
         settings.device.store,

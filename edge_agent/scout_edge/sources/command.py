@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from scout_edge import clock, journal
+from scout_edge import acceptance, clock
 from scout_edge.sources import SourceContext, SourceKind, payload
 from scout_edge.sources.instants import InstantFormat
 from scout_edge.sources.lines import number, parse_json
@@ -263,7 +263,7 @@ class ExecSource:
         if not isinstance(fields, dict):
             raise PermanentError("a line is one JSON object")
         documents = payload.documents(line, self._outlet.buffer.calendar, lines=False)
-        journal.check_documents(documents)
+        acceptance.check_documents(documents)
         return documents[0]
 
     def _now_ms(self) -> int:
@@ -276,7 +276,7 @@ class ExecSource:
 
 
 def _checked(reading: Reading) -> Reading:
-    journal.check_readings([reading], set())
+    acceptance.check_readings([reading], set())
     return reading
 
 

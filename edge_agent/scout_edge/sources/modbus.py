@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from scout_edge import clock, journal
+from scout_edge import acceptance, clock
 from scout_edge.sources import SourceContext, SourceKind
 from scout_edge.sources.outlet import Outlet, runs
 from scout_edge.sources.units import Conversion, conversion, shortest_float32
@@ -71,7 +71,7 @@ class RegisterSettings:
 
     def __post_init__(self) -> None:
         try:
-            journal.check_readings([Reading(self.metric, 0, 0.0)], set())
+            acceptance.check_readings([Reading(self.metric, 0, 0.0)], set())
         except PermanentError as error:
             raise ConfigError(error.message, error.hint) from error
         if self.table not in ("holding", "input", *_BITS):

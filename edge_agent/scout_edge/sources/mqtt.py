@@ -30,7 +30,7 @@ from typing import Any
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 
-from scout_edge import clock, journal
+from scout_edge import acceptance, clock
 from scout_edge.sources import SourceContext, SourceKind, sparkplug
 from scout_edge.sources.instants import InstantFormat
 from scout_edge.sources.lines import find, number, parse_json
@@ -223,7 +223,7 @@ class _Topic:
             if known is not None:
                 made.append(Reading(_metric(template, match), instant_ms, known))
         if made:
-            journal.check_readings(made, set())
+            acceptance.check_readings(made, set())
         return made
 
     def metric(self, group: str, node: str, device: str, metric: str) -> str | None:
