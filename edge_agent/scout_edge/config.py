@@ -246,7 +246,27 @@ def check(path: Path, document: Mapping[str, Any], environ: Mapping[str, str]) -
             f"[mqtt] live_share_ratio {loaded.mqtt.live_share_ratio} cannot be", "give 0 to 1"
         )
     settings.check_port("[mqtt] port", loaded.mqtt.port, 1)
+    _check_tls(loaded.mqtt)
     return loaded
+
+
+def _check_tls(mqtt: MqttSettings) -> None:
+    """Whoever names TLS files means to be encrypted."""
+    files = {
+        "tls_ca": mqtt.tls_ca,
+        "tls_certificate": mqtt.tls_certificate,
+        "tls_key": mqtt.tls_key,
+    }
+    given = [name for name, path in files.items() if path is not None]
+    if given and not mqtt.tls:
+        raise ConfigError(
+            f"[mqtt] {given[0]} is set, but tls is false: nothing would be encrypted",
+            f"write tls = true, or leave {' and '.join(given)} out",
+        )
+    if mqtt.tls_key is not None and mqtt.tls_certificate is None:
+        raise ConfigError(
+            "[mqtt] tls_key is set without tls_certificate", "a client certificate needs both"
+        )
 
 
 def _completed(
@@ -283,7 +303,7 @@ def _completed(
             "port": known.broker_port,
             "tls": known.broker_tls,
         }
-        if known.broker_ca:
+        if known.broker_tls and known.broker_ca:
             route["tls_ca"] = str(identity.ca_path(buffer))
     # The installer's edge.env has the variable, empty.
     password = environ.get("SCOUT_MQTT_PASSWORD") or known.password

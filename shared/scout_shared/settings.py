@@ -56,14 +56,17 @@ def load(cls: type[T], path: Path | None, environ: Mapping[str, str] = os.enviro
 def read(path: Path) -> dict[str, Any]:
     """The TOML file at ``path`` as it is. Raises ConfigError: it cannot be read, or is not TOML."""
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8-sig"))  # Windows editors put a mark in front
     except OSError as error:
         raise ConfigError(
             f"settings file {path} cannot be read: {error.strerror}",
             "give an existing file with --config",
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"settings file {path} is not TOML: {error}") from error
+        raise ConfigError(
+            f"settings file {path} is not TOML: {error}",
+            "correct the place, or begin again with the sample; texts stand in quotes, in UTF-8",
+        ) from error
 
 
 def decode(

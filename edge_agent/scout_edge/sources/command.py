@@ -236,7 +236,7 @@ class ExecSource:
                 return
 
     def _value(self, line: bytes) -> Reading:
-        fields = line.decode("utf-8", "replace").split()
+        fields = _text(line).split()
         if len(fields) not in (2, 3):
             raise PermanentError(f"{len(fields)} words, not 'metric value [time]'")
         value = number("value", fields[1])
@@ -249,10 +249,7 @@ class ExecSource:
         return _checked(Reading(fields[0], instant_ms, value))
 
     def _json(self, line: bytes) -> Reading | Document:
-        try:
-            fields = parse_json(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise PermanentError(f"not UTF-8: {error.reason}") from error
+        fields = parse_json(_text(line))
         if isinstance(fields, dict) and "metric" in fields and "observed_at" not in fields:
             name, value = fields["metric"], number("value", fields.get("value"))
             if fields.keys() != {"metric", "value"} or not isinstance(name, str) or value is None:
@@ -273,6 +270,13 @@ class ExecSource:
         now = clock.stamp()
         self._span = now.span
         return now.wall_ms
+
+
+def _text(line: bytes) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise PermanentError(f"not UTF-8: {error.reason} at byte {error.start}") from error
 
 
 def _checked(reading: Reading) -> Reading:

@@ -178,7 +178,7 @@ def number(name: str, value: Any) -> float | None:
         if not _NUMBER.fullmatch(value.strip()):
             raise PermanentError(f"{name} {value[:60]!r} is no number")
     elif isinstance(value, bool) or not isinstance(value, int | float):
-        raise PermanentError(f"{name} {str(value)[:60]!r} is no number")
+        raise PermanentError(f"{name} {json.dumps(value)[:60]} is no number")
     try:
         found = float(value)
     except OverflowError:

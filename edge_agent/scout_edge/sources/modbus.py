@@ -162,6 +162,20 @@ class ModbusSettings:
         return self.port if isinstance(self.port, str) else ""
 
 
+_EXCEPTIONS = {
+    1: "it cannot do this",
+    2: "it has no such address",
+    3: "it does not take this count",
+    4: "it failed, or the unit is not there",
+    5: "it needs more time",
+    6: "it is busy",
+    8: "its memory is damaged",
+    10: "the gateway has no way to the unit",
+    11: "behind the gateway the unit does not answer",
+}
+"""Modbus Application Protocol V1.1b3, section 7."""
+
+
 class _SilentError(TransientError):
     """A device did not answer."""
 
@@ -303,7 +317,9 @@ class ModbusSource:
             client.close()  # type: ignore[no-untyped-call]
             raise _SilentError(f"no answer: {error}") from error
         if answer.isError():
-            raise PermanentError(f"the device refuses: exception {answer.exception_code}")
+            code = answer.exception_code
+            meaning = _EXCEPTIONS.get(code, "not of the standard")
+            raise PermanentError(f"the device refuses: exception {code}, {meaning}")
         if register.table in _BITS:
             return float(answer.bits[0])
         if len(answer.registers) != register.count:
