@@ -73,3 +73,28 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
             path.write_bytes(content)
         with pytest.raises(ConfigError, match=r"x\.toml"):
             settings.load(Outer, path, {})
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("port = 1".encode("utf-16"), "is not UTF-8: byte 0xff at position"),
+        (b"port = 1\nport = 2\n", "is not TOML: Cannot overwrite a value"),
+        (b"port = " + b"9" * 5000, "is not TOML: Exceeds the limit"),
+        (b"port = " + b"[" * 5000, "is not TOML: maximum recursion depth"),
+        (b"port = 1\0", "is not TOML"),
+    ],
+    ids=["utf-16", "a key twice", "huge integer", "deep", "nul"],
+)
+def test_a_file_that_is_no_toml_is_a_message(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "x.toml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        settings.load(Inner, file)
+    assert caught.value.hint
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    file.write_bytes(b"\xef\xbb\xbfport = 1\n")
+    assert settings.load(Inner, file).port == 1
