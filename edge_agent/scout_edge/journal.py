@@ -567,15 +567,18 @@ class Journal:
         receipt is believed, because new records get sequences that the hub takes for stored.
         """
         highest = max([receipt.watermark, *(high for _, high in receipt.ranges)])
-        if highest >= self.next_sequence and self._meta["recovered"]:
+        watermark = receipt.watermark
+        if self._meta.get("forked"):
+            # What copies have in common knows its own end: the rest is another one's to deliver.
+            watermark = min(watermark, self.next_sequence - 1)
+        elif highest >= self.next_sequence and self._meta["recovered"]:
             # Made of a damaged file: it may not know its own end, and gives no new sequences.
             self._meta["next_sequence"] = highest + 1
         elif highest >= self.next_sequence:
             self._meta["fenced"] = 1
             self._store_meta()
         if not self._meta["fenced"]:
-            if receipt.watermark > self.watermark:
-                self._meta["watermark"] = receipt.watermark
+            self._meta["watermark"] = max(self.watermark, watermark)
             version = min(receipt.ledger_version, self.ledger_version)
             self._meta["ledger_acked"] = max(self._meta["ledger_acked"], version)
             self._store_meta()

@@ -204,6 +204,7 @@ class ModbusSource:
         """Read until stopped. Raises TransientError: no connection, no answer, or buffer full."""
         client = self._client()
         try:
+            self._outlet.beat(self._settings.timeout_seconds)
             if not client.connect():
                 raise self._unreached()
             due = time.monotonic()
@@ -268,6 +269,8 @@ class ModbusSource:
             try:
                 if unit in silent:
                     raise _SilentError("no answer")
+                # Two requests, and a connection before each, may all run into their timeout.
+                self._outlet.beat(4 * self._settings.timeout_seconds)
                 value = self._read(client, register, unit)
                 heard = True
                 if value is not None:
