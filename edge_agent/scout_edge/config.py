@@ -201,10 +201,20 @@ def load(path: Path, environ: Mapping[str, str]) -> EdgeSettings:
 
 
 def buffer_path(document: Mapping[str, Any]) -> Path:
-    """Where the buffer is, for those who have no complete settings yet."""
+    """Where the buffer is, for those who have no complete settings yet. Raises ConfigError."""
     table = document.get("buffer")
     given = table.get("path") if isinstance(table, Mapping) else None
-    return Path(given).expanduser() if isinstance(given, str) else BufferSettings().path
+    if not isinstance(given, str):
+        return BufferSettings().path
+    if "\0" in given:
+        raise ConfigError(f"[buffer] path {given!r} cannot be", "take the NUL out of it")
+    path = Path(given).expanduser()
+    if not path.name or path.is_dir():
+        raise ConfigError(
+            f"[buffer] path {given!r} is a folder",
+            "give a file in a folder that the agent may write to, e.g. /var/lib/scout/edge.db",
+        )
+    return path
 
 
 def check(path: Path, document: Mapping[str, Any], environ: Mapping[str, str]) -> EdgeSettings:
@@ -246,8 +256,17 @@ def check(path: Path, document: Mapping[str, Any], environ: Mapping[str, str]) -
             f"[mqtt] live_share_ratio {loaded.mqtt.live_share_ratio} cannot be", "give 0 to 1"
         )
     settings.check_port("[mqtt] port", loaded.mqtt.port, 1)
+    _check_host(loaded.mqtt.host)
     _check_tls(loaded.mqtt)
     return loaded
+
+
+def _check_host(host: str) -> None:
+    if not host or set("/[]@ ") & set(host):
+        raise ConfigError(
+            f"[mqtt] host {host!r} is no host name",
+            "give the broker's name or address only; its port stands in port",
+        )
 
 
 def _check_tls(mqtt: MqttSettings) -> None:

@@ -75,6 +75,15 @@ def read(path: Path) -> dict[str, Any]:
         ) from error
 
 
+_WANTED: Mapping[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text in quotes",
+    Path: "a path in quotes",
+}
+
+
 def decode(
     cls: type[T],
     document: Mapping[str, Any],
@@ -153,4 +162,5 @@ def _value(hint: Any, value: Any, environ: Mapping[str, str], where: str) -> Any
         and not (hint is int and isinstance(value, bool))
     ):
         return value
-    raise ConfigError(f"{where} must be {getattr(hint, '__name__', hint)}, not {value!r}")
+    wanted = _WANTED.get(hint, getattr(hint, "__name__", hint))
+    raise ConfigError(f"{where} must be {wanted}, not {value!r}")

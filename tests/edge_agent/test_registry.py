@@ -84,7 +84,7 @@ def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("[sources.x]\nkind = 'htp'\n", "kind 'htp' is not known\n.*did you mean 'http'"),
         ("[sources.x]\nkind = 'http'\nprot = 1\n", "x: unknown key 'prot'\n.*did you mean 'port'"),
         ("[sources.x]\nkind = 'http'\nport = 70000\n", "sources: x: port 70000"),
-        ("[sources.x]\nkind = 'http'\nport = 'a'\n", "port must be int"),
+        ("[sources.x]\nkind = 'http'\nport = 'a'\n", "port must be a whole number"),
         ("[sources.x]\nkind = 'http'\nenabled = 1\n", "enabled must be true or false"),
         ("[sources.http]\nkind = 'http'\n", "'http' cannot be the name"),
         ("[sources.'Ä']\nkind = 'http'\n", "'Ä' cannot be the name"),
