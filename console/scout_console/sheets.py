@@ -219,14 +219,16 @@ def device_facts(
             strict=True,
         )
     )
-    heartbeat = UNKNOWN if d.heartbeat_seconds is None else Said(f"every {d.heartbeat_seconds:g} s")
+    heard = cells["Last heard"]
+    if d.heartbeat_seconds is not None:
+        every = f"it reports every {d.heartbeat_seconds:g} s"
+        heard = dataclasses.replace(heard, note=f"{heard.note}, {every}" if heard.note else every)
     return (
-        ("Last heard", cells["Last heard"]),
+        ("Last heard", heard),
         ("First seen", _since(d.first_seen_at, now, clock)),
-        ("Heartbeat", heartbeat),
         ("Backlog", cells["Backlog"]),
         ("Oldest unsent", cells["Oldest unsent"]),
-        ("Buffer on disk", aged(size(d.buffer_bytes), told_age, stale=told)),
+        ("Buffer on disk", aged(_kept(d), told_age, stale=told)),
         ("Clock skew", cells["Clock skew"]),
         ("Store zone", _text(d.zone)),
         ("Agent version", cells["Version"]),
@@ -237,8 +239,14 @@ def device_facts(
         ("Settings", _settings(d)),
         ("Quarantine", cells["Quarantine"]),
         ("Given up", _alarming(d.given_up_records)),
-        ("Damaged files", aged(_alarming(d.damaged_files), told_age, stale=told)),
     )
+
+
+def _kept(d: answers.Device) -> Said:
+    """What the buffer takes on the device's disk, and the files set aside as damaged."""
+    if not d.damaged_files:
+        return size(d.buffer_bytes)
+    return Said(f"{size(d.buffer_bytes).text}, {count(d.damaged_files)} damaged", Tone.BAD)
 
 
 def _settings(d: answers.Device) -> Said:

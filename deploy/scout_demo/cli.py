@@ -15,7 +15,8 @@ from scout_demo.account import Account, equation
 from scout_demo.demo import Demo, DemoOptions
 from scout_demo.folder import default_path
 from scout_demo.ports import WantedPorts
-from scout_demo.view import PlainView, open_view
+from scout_demo.view import PlainView, View, open_view
+from scout_shared import program
 from scout_shared.errors import ScoutError
 
 _DESCRIPTION = """\
@@ -62,15 +63,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             door=args.door_port,
         ),
     )
-    demo = Demo(options, view)
+    return program.exit_code("scout-demo", lambda: _run(Demo(options, view), view, args.json))
+
+
+def _run(demo: Demo, view: View, as_json: bool) -> int:
     try:
         code = demo.run()
-    except ScoutError as error:
-        view.close()
-        print(f"scout-demo: {error}", file=sys.stderr)
-        return error.exit_code
+    except ScoutError:
+        view.close()  # before the message, which would else be drawn over
+        raise
     if demo.account is not None:
-        if args.json:
+        if as_json:
             print(json.dumps(demo.account.as_dict()))
         else:
             _print(demo.account)

@@ -71,7 +71,10 @@ class Agent:
 
     def _source(self, name: str, configured: SourceSettings) -> Source:
         """Make one source. Raises ConfigError naming it."""
-        self._outlets[name] = Outlet(self.buffer, self.metrics, name, configured.shape)
+        kind = registry.find(configured.kind)
+        self._outlets[name] = Outlet(
+            self.buffer, self.metrics, name, configured.shape, kind.patience_seconds
+        )
         context = SourceContext(
             name=name,
             outlet=self._outlets[name],
@@ -81,7 +84,7 @@ class Agent:
             folder=self.settings.buffer.path.parent,
         )
         try:
-            return registry.find(configured.kind).make(context, configured.settings)
+            return kind.make(context, configured.settings)
         except ConfigError as error:
             raise ConfigError(f"source {name!r}: {error.message}", error.hint) from error
 
@@ -248,6 +251,7 @@ class Agent:
                     hint=error.hint,
                     retry_seconds=round(delay, 1),
                 )
+                self._outlets[source.name].wait(delay)
                 stop.wait(delay)
             except ScoutError as error:
                 fail(error)
@@ -264,16 +268,21 @@ class Agent:
         """The status sentence, once each part that must move has moved; blocks until it has.
 
         The buffer's writer has done an empty transaction (no write to the disk), its reader and the
-        event loop were asked, each source has its thread, the door has answered a request.
+        event loop were asked, each source has its thread and beats (``Outlet.beat``; one that never
+        did is not judged), the door has answered a request.
 
         Raises:
-            StuckError: a source's thread is gone, or the door does not answer.
+            StuckError: a source's thread is gone or hangs, or the door does not answer.
             TransientError: the buffer answered that it cannot.
         """
         for thread in threads:
             if not thread.is_alive():
                 raise notify.StuckError(f"the thread {thread.name} has ended")
         self.buffer.seal(math.inf)
+        for name, outlet in self._outlets.items():
+            silent = outlet.silent_seconds
+            if silent > outlet.patience_seconds:
+                raise notify.StuckError(f"source {name!r} hangs: no beat for {silent:.0f} s")
         for source in self.sources:
             if isinstance(source, HttpDoor):
                 _knock(source)

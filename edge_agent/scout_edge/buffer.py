@@ -33,25 +33,25 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple, Self, TypeVar, overload
 
-from scout_edge import database, fork, journal
-from scout_edge.journal import Accepted, Append, Journal, KeyReusedError, Offset
+from scout_edge import acceptance, database, fork, journal, tables
+from scout_edge.acceptance import Accepted, Append, KeyReusedError, Offset
+from scout_edge.buffer_status import BufferStatus, status_of
+from scout_edge.journal import Journal
 from scout_edge.privacy import Privacy
 from scout_edge.room import REJECT, THIN, Limits, Room
 from scout_shared import logs
-from scout_shared.errors import ConfigError, PermanentError, ScoutError, TransientError
-from scout_shared.messages import NONCE_BYTES, Fork, LedgerEntry, Opening, Receipt
+from scout_shared.errors import PermanentError, ScoutError, TransientError
+from scout_shared.messages import NONCE_BYTES, Fork, Opening, Receipt
 from scout_shared.wire import DOCUMENTS, READINGS, Document, Reading, Span
 from scout_shared.zones import BusinessCalendar
 
 __all__ = [
     "Accepted",
     "Buffer",
-    "BufferStatus",
     "KeyReusedError",
     "Offset",
     "SegmentOutline",
     "StoredSegment",
-    "peek",
 ]
 
 T = TypeVar("T")
@@ -87,36 +87,6 @@ class SegmentOutline(NamedTuple):
     first_sequence: int
     last_sequence: int
     kind: int
-
-
-@dataclass(frozen=True, slots=True)
-class BufferStatus:
-    """The buffer at one moment; its numbers belong together (one read transaction)."""
-
-    epoch: bytes
-    watermark: int
-    next_sequence: int
-    unsealed_records: int
-    buffer_bytes: int
-    """File and WAL."""
-    max_bytes: int
-    oldest_unsent_ms: int | None
-    """Device clock at acceptance of the oldest record without receipt."""
-    ledger_version: int
-    """Version up to which ``ledger`` completes what the hub acknowledged."""
-    ledger: tuple[LedgerEntry, ...]
-    fenced: bool
-    damaged_segments: int
-    """Segments whose bytes changed on disk, seen since the start."""
-    forks: int
-    """How often the hub found that another copy of this file goes on with its stream."""
-    given_up_records: int
-    """Records that were accepted and cannot be delivered; each is declared in a gap."""
-
-    @property
-    def backlog_records(self) -> int:
-        """Records that the hub has not confirmed."""
-        return self.next_sequence - 1 - self.watermark + self.unsealed_records
 
 
 class Buffer:
@@ -236,7 +206,7 @@ class Buffer:
             PermanentError: a reading cannot be stored; none was.
             TransientError: the buffer or the disk is full or failing; none was stored.
         """
-        times = journal.check_readings(readings, self._metrics_known) if readings else ()
+        times = acceptance.check_readings(readings, self._metrics_known) if readings else ()
         days = self.calendar.count(times)
         return self._submit(Append(READINGS, readings, days, offset=offset, span=span))
 
@@ -263,11 +233,11 @@ class Buffer:
             TransientError: the buffer or the disk is full or failing; none was stored.
         """
         documents = self.privacy.apply(documents)
-        journal.check_documents(documents)
+        acceptance.check_documents(documents)
         days: dict[int, int] = {}
         for document in documents:
             days[document.business_day] = days.get(document.business_day, 0) + 1
-        digest = journal.digest_of(documents) if key is not None else b""
+        digest = acceptance.digest_of(documents) if key is not None else b""
         return self._submit(Append(DOCUMENTS, documents, days, key, offset, digest))
 
     def offset(self, source: str) -> str | None:
@@ -474,7 +444,7 @@ class Buffer:
     def status(self) -> BufferStatus:
         """Numbers for hello, status and metrics."""
         with self._reader_used():
-            return _status(self._reader, self.path, self._limits.max_bytes, len(self._damaged))
+            return status_of(self._reader, self.path, self._limits.max_bytes, len(self._damaged))
 
     # -- the writer -----------------------------------------------------------------------------
 
@@ -671,7 +641,7 @@ class Buffer:
         if not version:
             self._journal.create()
         else:
-            self._journal.upgrade(version)
+            tables.upgrade(self._writer, version)
         self._journal.load()
         self._writer.execute("commit")
 
@@ -746,55 +716,6 @@ def _pages_needed(work: Append) -> int:
             len(document.body) for document in work.records if isinstance(document, Document)
         )
     return size // database.PAGE_BYTES + 2
-
-
-def peek(path: Path, max_bytes: int) -> BufferStatus:
-    """Look at a buffer file, also while no agent has it open. Accepts and deletes nothing.
-
-    Raises:
-        ConfigError: there is no such file.
-        PermanentError: it is damaged or no buffer.
-    """
-    if not path.is_file():
-        raise ConfigError(f"there is no buffer file {path}", "it is made by 'scout-edge run'")
-    with database.kept(path), contextlib.closing(database.open_reader(path)) as reader:
-        database.check(reader, path)
-        return _status(reader, path, max_bytes, 0)
-
-
-def _status(reader: sqlite3.Connection, path: Path, max_bytes: int, damaged: int) -> BufferStatus:
-    reader.execute("begin")
-    try:
-        meta = dict(reader.execute("select key, value from meta"))
-        unsealed, unsealed_ms = reader.execute(
-            "select coalesce(sum(records), 0), min(accepted_ms) from tail"
-        ).fetchone()
-        # One row by the key: a count would read the whole backlog from the card at each hello.
-        sealed_ms = reader.execute(
-            "select accepted_ms from segments where first_sequence > ?"
-            " order by first_sequence limit 1",
-            (meta["watermark"],),
-        ).fetchone()
-        version, ledger = journal.ledger_after_acked(reader, meta["ledger_acked"])
-    finally:
-        reader.execute("commit")
-    times = [ms for ms in (unsealed_ms, *(sealed_ms or ())) if ms is not None]
-    wal = path.with_name(path.name + "-wal")
-    return BufferStatus(
-        epoch=bytes(meta["epoch"]),
-        watermark=meta["watermark"],
-        next_sequence=meta["next_sequence"],
-        unsealed_records=unsealed,
-        buffer_bytes=path.stat().st_size + (wal.stat().st_size if wal.exists() else 0),
-        max_bytes=max_bytes,
-        oldest_unsent_ms=min(times, default=None),
-        ledger_version=version,
-        ledger=ledger,
-        fenced=bool(meta["fenced"]),
-        damaged_segments=damaged,
-        forks=meta.get("forks", 0),
-        given_up_records=meta.get("given_up", 0),
-    )
 
 
 def _union(

@@ -10,13 +10,16 @@ import contextlib
 import json
 import os
 import sqlite3
+import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from scout_edge import boots, buffer, clock, config, database, journal, recovery
-from scout_edge.buffer import Buffer, BufferStatus
+from scout_edge import boots, buffer_tables, clock, config, database, journal, recovery
+from scout_edge.buffer import Buffer
+from scout_edge.buffer_status import BufferStatus, peek
 from scout_edge.room import Limits
 from scout_shared import __version__, wire
 from scout_shared.errors import ConfigError, PermanentError, TransientError
@@ -46,6 +49,14 @@ def add_to(commands: Any, with_config: Callable[..., argparse.ArgumentParser], l
     action("verify", _verify, "read every segment and check it; exit code 65: something is damaged")
     export = action("export", _export, "write all that waits to a file for 'scout-hub import'")
     export.add_argument("file", type=Path, help="the file to write, e.g. on a USB stick")
+    tables = action("tables", _tables, "write all that waits to tables that a person can ask")
+    tables.add_argument("file", type=Path, help="the SQLite file to make; it must not exist")
+    tables.formatter_class = argparse.RawDescriptionHelpFormatter
+    tables.epilog = """\
+tables: readings, documents, given_up, damaged. For example, the coldest moment of each fridge:
+  scout-edge buffer tables --config edge.toml waiting.db
+  sqlite-utils query waiting.db 'select metric, min(value), observed_at from readings group by 1'
+Needs: pip install 'scout-edge[tools]'"""
 
 
 @contextlib.contextmanager
@@ -83,7 +94,7 @@ def _inspect(args: argparse.Namespace, settings: config.EdgeSettings) -> int:
                 (wire.GAP,),
             )
         ]
-    status = buffer.peek(path, settings.buffer.max_bytes)
+    status = peek(path, settings.buffer.max_bytes)
     shown = {
         "path": str(path),
         "epoch": status.epoch.hex(),
@@ -161,7 +172,7 @@ def _export(args: argparse.Namespace, settings: config.EdgeSettings) -> int:
         raise ConfigError(f"there is no buffer file {path}", "it is made by 'scout-edge run'")
     running = _seal(path, settings)
     sources = [path, *recovery.waiting(path)]
-    statuses = [buffer.peek(source, settings.buffer.max_bytes) for source in sources]
+    statuses = [peek(source, settings.buffer.max_bytes) for source in sources]
     head = ExportHead(
         settings.device.id,
         settings.device.store,
@@ -191,6 +202,28 @@ def _export(args: argparse.Namespace, settings: config.EdgeSettings) -> int:
         if running and left:
             print(f"{left:,} records are not sealed yet; stop the agent to export them too")
     return 0
+
+
+def _tables(args: argparse.Namespace, settings: config.EdgeSettings) -> int:
+    """Copy what waits, also while the agent runs; the buffer stays as it is."""
+    path = settings.buffer.path
+    told = time.monotonic()
+
+    def progress(records: int) -> None:
+        nonlocal told
+        if sys.stderr.isatty() and time.monotonic() - told > 1.0:
+            told = time.monotonic()
+            print(f"{records:,} records", end="\r", file=sys.stderr, flush=True)
+
+    with _reading(path) as reader:
+        counts = buffer_tables.write(reader, args.file, progress)
+    if args.json:
+        print(json.dumps({"file": str(args.file), "rows": counts}))
+    else:
+        print(f"{args.file}: " + ", ".join(f"{n:,} {table}" for table, n in counts.items()))
+    for waiting in recovery.waiting(path):
+        print(f"not in it: {waiting}, recovered, not yet confirmed", file=sys.stderr)
+    return PermanentError.exit_code if counts["damaged"] else 0
 
 
 def _seal(path: Path, settings: config.EdgeSettings) -> bool:

@@ -304,7 +304,10 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _check_config(args: argparse.Namespace) -> int:
+    from scout_edge.forwarder import tls_context
+
     settings = _load(args)
+    tls_context(settings.mqtt)
     folder = settings.buffer.path.parent
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not os.access(existing, os.W_OK):

@@ -245,10 +245,20 @@ def load(path: Path, environ: Mapping[str, str]) -> EdgeSettings:
 
 
 def buffer_path(document: Mapping[str, Any]) -> Path:
-    """Where the buffer is, for those who have no complete settings yet."""
+    """Where the buffer is, for those who have no complete settings yet. Raises ConfigError."""
     table = document.get("buffer")
     given = table.get("path") if isinstance(table, Mapping) else None
-    return Path(given).expanduser() if isinstance(given, str) else BufferSettings().path
+    if not isinstance(given, str):
+        return BufferSettings().path
+    if "\0" in given:
+        raise ConfigError(f"[buffer] path {given!r} cannot be", "take the NUL out of it")
+    path = Path(given).expanduser()
+    if not path.name or path.is_dir():
+        raise ConfigError(
+            f"[buffer] path {given!r} is a folder",
+            "give a file in a folder that the agent may write to, e.g. /var/lib/scout/edge.db",
+        )
+    return path
 
 
 def check(path: Path, document: Mapping[str, Any], environ: Mapping[str, str]) -> EdgeSettings:
@@ -299,7 +309,36 @@ def check(path: Path, document: Mapping[str, Any], environ: Mapping[str, str]) -
             f" hub is asked every {loaded.mqtt.heartbeat_seconds} s ([mqtt] heartbeat_seconds)",
             "give at least twice that, or 0 for no fallback",
         )
+    _check_host(loaded.mqtt.host)
+    _check_tls(loaded.mqtt)
     return loaded
+
+
+def _check_host(host: str) -> None:
+    if not host or set("/[]@ ") & set(host):
+        raise ConfigError(
+            f"[mqtt] host {host!r} is no host name",
+            "give the broker's name or address only; its port stands in port",
+        )
+
+
+def _check_tls(mqtt: MqttSettings) -> None:
+    """Whoever names TLS files means to be encrypted."""
+    files = {
+        "tls_ca": mqtt.tls_ca,
+        "tls_certificate": mqtt.tls_certificate,
+        "tls_key": mqtt.tls_key,
+    }
+    given = [name for name, path in files.items() if path is not None]
+    if given and not mqtt.tls:
+        raise ConfigError(
+            f"[mqtt] {given[0]} is set, but tls is false: nothing would be encrypted",
+            f"write tls = true, or leave {' and '.join(given)} out",
+        )
+    if mqtt.tls_key is not None and mqtt.tls_certificate is None:
+        raise ConfigError(
+            "[mqtt] tls_key is set without tls_certificate", "a client certificate needs both"
+        )
 
 
 def _completed(
@@ -337,7 +376,7 @@ def _completed(
             "port": known.broker_port,
             "tls": known.broker_tls,
         }
-        if known.broker_ca:
+        if known.broker_tls and known.broker_ca:
             route["tls_ca"] = str(identity.ca_path(buffer))
         if "url" not in hub and known.hub_url:
             second: dict[str, Any] = {"url": known.hub_url}

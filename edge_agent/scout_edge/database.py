@@ -1,7 +1,7 @@
 """Opens a buffer's SQLite file: lock, pragmas with their reasons, checks; translates its errors.
 
 A file that is damaged or not ours is refused and kept as it is, never replaced.
-Not its job: what stands in the tables (``journal``), threads (``buffer``).
+Not its job: what stands in the tables (``tables``), threads (``buffer``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from scout_edge import journal
+from scout_edge import tables
 from scout_shared import logs
 from scout_shared.errors import ConfigError, PermanentError, TransientError
 
@@ -142,11 +142,11 @@ def check(database: sqlite3.Connection, path: Path) -> None:
     """Raise PermanentError when the file is no buffer of ours or SQLite finds it damaged."""
     (application,) = database.execute("pragma application_id").fetchone()
     (version,) = database.execute("pragma user_version").fetchone()
-    (tables,) = database.execute("select count(*) from sqlite_schema").fetchone()
-    if not tables and not application:
+    (entries,) = database.execute("select count(*) from sqlite_schema").fetchone()
+    if not entries and not application:
         return
-    known = 1 <= version <= journal.SCHEMA_VERSION
-    if application != journal.APPLICATION_ID or not known:
+    known = 1 <= version <= tables.SCHEMA_VERSION
+    if application != tables.APPLICATION_ID or not known:
         raise PermanentError(
             f"{path} is not a buffer of this program (application {application:#x}, version"
             f" {version})",

@@ -77,7 +77,8 @@ def _put_aside(
             "epoch": ours.epoch,
             "next_sequence": first,
             "watermark": ours.watermark,
-            "recovered": 1,  # the other copy may have gone on with this epoch
+            "recovered": 1,  # the other copy may have gone on with this epoch,
+            "forked": 1,  # and what follows is that one's to give
         }
         made.executemany("insert or replace into meta values (?, ?)", meta.items())
         made.execute("commit")

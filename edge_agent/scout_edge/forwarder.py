@@ -272,6 +272,8 @@ class _Session:
         self._loop = asyncio.get_running_loop()
         self._tasks = asyncio.TaskGroup()
         self._schedule = Schedule(self._buffer, self._mqtt.live_share_ratio)
+        self._taking = asyncio.Lock()
+        """Held while a thread reads the schedule: receipts change it between two looks only."""
         self._awaited = 0
         """Publishes whose PUBACK has not come."""
         self._alive_at = self._loop.time()
@@ -387,8 +389,9 @@ class _Session:
             await asyncio.to_thread(self._buffer.seal, self._forwarder.seal_seconds)
         if self._buffer.watermark >= self._buffer.next_sequence - 1:
             return []
-        self._schedule.backlog_from = self._forwarder.backlog_from
-        return await asyncio.to_thread(self._schedule.take, room, self._loop.time())
+        async with self._taking:
+            self._schedule.backlog_from = self._forwarder.backlog_from
+            return await asyncio.to_thread(self._schedule.take, room, self._loop.time())
 
     async def _publish(self, segment: StoredSegment, flight: Flight) -> None:
         await self._publish_up(topics.DATA, segment.body)
@@ -450,7 +453,8 @@ class _Session:
                 # The message and its hint say it all; a trace would not help.
                 log.error("receipt.impossible", reason=error.message, hint=error.hint)  # noqa: TRY400
                 continue
-            self._heard(receipt, moved)
+            async with self._taking:
+                self._heard(receipt, moved)
 
     def _is_meant(self, receipt: Receipt) -> bool:
         """Whether it speaks of what this writer stored, and not of another copy's.

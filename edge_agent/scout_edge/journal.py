@@ -1,118 +1,46 @@
-"""The tables of a buffer file, and what one transaction does to them.
-
-    meta         epoch, next_sequence, watermark, acknowledged ledger version, zone, fence
-    tail         accepted, not sealed: one row per commit, records of one kind, no sequence yet;
-                 readings stamped by a doubtful clock stand apart, with its span (kind STAMPED)
-    segments     sealed: immutable wire bytes under their first sequence, with an outer CRC; a gap
-                 stands in the place of segments that were given up, and only ever grows
-    idempotency  keys of requests already accepted, so that a retry is answered, not stored again
-    ledger       records accepted per business day and kind, cumulative
-    sources      where each source goes on reading, committed with the records read before it
-    openings     who wrote this file, oldest first: a nonce per process and its first sequence
+"""What one transaction does to the tables of a buffer file.
 
 Invariants: one gap-free sequence over both kinds, given when sealing; a record stands in exactly
 one tail row or segment; the ledger changes in the transaction that accepts the records; nothing is
 deleted that the watermark of a receipt does not cover, or that a gap does not declare in the same
 transaction.
-Not its job: opening the file, transactions, threads (``buffer``); bytes (``scout_shared.wire``).
+Not its job: opening the file, transactions, threads (``buffer``); which tables
+there are (``tables``); bytes (``scout_shared.wire``).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import sqlite3
-import struct
 import time
 import zlib
-from array import array
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, cast
+from typing import cast
 
-from scout_edge import clock
+from scout_edge import clock, tables
+from scout_edge.acceptance import Accepted, Append, KeyReusedError, Records
+from scout_edge.tail import (
+    SEGMENT_RAW_BYTES,
+    SEGMENT_RECORDS,
+    STAMPED,
+    TAIL_KINDS,
+    Stamp,
+    Tail,
+    pack,
+    segment_end,
+    unpack,
+)
 from scout_shared import wire
 from scout_shared.errors import PermanentError, WireError
 from scout_shared.messages import Fork, LedgerEntry, Opening, Receipt
 from scout_shared.wire import DOCUMENTS, GAP, READINGS, Document, GivenUp, Reading
 from scout_shared.zones import UNKNOWN_DAY, BusinessCalendar
 
-APPLICATION_ID = 0x53434F55  # "SCOU": another program's database is not taken for a buffer
-SCHEMA_VERSION = 2
-SCHEMA = """
-create table meta (key text primary key, value) without rowid;
-create table tail (
-  id integer primary key,
-  kind integer not null,
-  accepted_ms integer not null,
-  records integer not null,
-  crc integer not null,
-  body blob not null,
-  boot_id blob not null default x'00000000000000000000000000000000',
-  clock integer not null default 0,
-  mono_ms integer not null default 0
-);
-create table segments (
-  first_sequence integer primary key,
-  records integer not null,
-  kind integer not null,
-  accepted_ms integer not null,
-  crc integer not null,
-  body blob not null
-);
-create table idempotency (
-  id integer primary key,
-  key text not null unique,
-  digest blob not null,
-  records integer not null,
-  accepted_ms integer not null
-);
-create table ledger (
-  day integer not null,
-  kind integer not null,
-  records integer not null,
-  version integer not null,
-  primary key (day, kind)
-) without rowid;
-create table sources (name text primary key, state text not null) without rowid;
-create table openings (
-  id integer primary key,
-  nonce blob not null,
-  first_sequence integer not null
-);
-"""
-# What stood before must stay on the pages where it stands: `recovery` finds it there.
-_STEPS = {
-    1: """
-alter table tail add column boot_id blob not null default x'00000000000000000000000000000000';
-alter table tail add column clock integer not null default 0;
-alter table tail add column mono_ms integer not null default 0;
-create table openings (
-  id integer primary key,
-  nonce blob not null,
-  first_sequence integer not null
-);
-""",
-}
-"""Version of a file → what makes it the next version; what is in it stays as it is."""
-
-SEGMENT_RECORDS = 1000
-SEGMENT_RAW_BYTES = 64 * 1024  # of documents; about 16 KB once compressed
-MAX_DOCUMENT_BYTES = 256 * 1024  # a segment must pass brokers that take 1 MB
-MAX_METRIC_CHARACTERS = 128
-MAX_TYPE_CHARACTERS = 64
 DELETE_SEGMENTS = 32  # per transaction: short, and possible on an almost full disk
 
 GAP_PARTS = 512  # about 5 KB once compressed: what is rewritten when a gap grows
-
-STAMPED = 0x100 | READINGS
-"""Kind of tail rows: readings that the agent stamped while nobody vouched for its clock. They are
-sealed as READINGS, in segments of their own, which say in which span of the clock they arose."""
-TAIL_KINDS = (DOCUMENTS, READINGS, STAMPED)
-"""In this order they are sealed, and so sent: sales before telemetry."""
 
 DAMAGED = "damaged"
 """Reason: the bytes changed on disk."""
@@ -125,132 +53,6 @@ KEYS_KEPT_AT_ANY_AGE = 1_000  # the wall clock may jump by years; a retry comes 
 KEY_AGE_MS = 7 * 24 * 3600 * 1000
 _PRUNE_EVERY_KEYS = 256
 
-_FIRST_MS, _END_MS = -62_135_596_800_000, 253_402_300_800_000  # the years 1 to 9999
-
-
-Records = Sequence[Reading | Document]
-"""Records of one kind."""
-
-
-class KeyReusedError(PermanentError):
-    """An idempotency key came again, with other records."""
-
-
-class Accepted(NamedTuple):
-    """What an append did."""
-
-    records: int
-    """Records that are now durable, or were already when ``duplicate``."""
-    duplicate: bool
-    """The key was known: these records were stored before, nothing was stored now."""
-
-
-class _Stamp(NamedTuple):
-    """What the device's clocks said when the records of a tail row were accepted."""
-
-    boot_id: bytes
-    clock: int
-    wall_ms: int
-    mono_ms: int
-
-
-class Offset(NamedTuple):
-    """Where a source goes on reading after the records it is committed with."""
-
-    source: str
-    state: str
-
-
-@dataclass(frozen=True, slots=True)
-class Append:
-    """Checked records waiting for their transaction."""
-
-    kind: int
-    records: Records
-    days: dict[int, int]
-    key: str | None = None
-    offset: Offset | None = None
-    digest: bytes = b""
-    span: wire.Span | None = None
-    """Readings that were stamped in it. None: their times need no repair."""
-
-
-@dataclass(slots=True)
-class _Tail:
-    """Accepted records of one kind, not sealed: fewer than a segment, kept in memory too."""
-
-    records: list[Reading | Document] = field(default_factory=list)
-    stored: int = 0
-    """How many of ``records``, from the front, stand in tail rows."""
-    raw_bytes: int = 0
-    types: set[str] = field(default_factory=set)
-    accepted_ms: int = 0
-    """Wall clock when the oldest was accepted."""
-    since: float = math.inf
-    """Monotonic seconds when the oldest was accepted; -inf: in a former process."""
-    stamp: _Stamp | None = None
-    """Of the newest tail row, when the row was read from the file."""
-    span: wire.Span | None = None
-    """Of STAMPED: that of all its records."""
-
-
-def check_readings(readings: Sequence[Reading], known: set[str]) -> tuple[int, ...]:
-    """The times of the readings, when a segment can hold each of them.
-
-    Args:
-        readings: one or more.
-        known: metric names found good before; grows.
-
-    Raises:
-        PermanentError: names the first reading that no segment could hold.
-    """
-    try:
-        names, times, values = zip(*readings, strict=True)
-        array("q", times)
-        array("d", values)
-    except (TypeError, OverflowError) as error:
-        raise PermanentError(f"a reading has a time or value that is no number: {error}") from error
-    if min(times) < _FIRST_MS or max(times) >= _END_MS:
-        i, bad = next((i, t) for i, t in enumerate(times) if not _FIRST_MS <= t < _END_MS)
-        raise PermanentError(f"reading {i}: observed_ms {bad} is outside the years 1 to 9999")
-    for name in set(names) - known:
-        if not 0 < len(name) <= MAX_METRIC_CHARACTERS or not name.isprintable():
-            raise PermanentError(
-                f"metric {name[:80]!r} is not a name",
-                f"use 1 to {MAX_METRIC_CHARACTERS} printable characters",
-            )
-        if len(known) < 10_000:
-            known.add(name)
-    return times
-
-
-def check_documents(documents: Sequence[Document]) -> None:
-    """Raise PermanentError naming the first document that no segment could hold."""
-    for i, document in enumerate(documents):
-        kind, observed_ms, day, body = document
-        if not 0 < len(kind) <= MAX_TYPE_CHARACTERS or not kind.isprintable():
-            raise PermanentError(f"document {i}: type {kind[:80]!r} is not a name")
-        if observed_ms is not None and not _FIRST_MS <= observed_ms < _END_MS:
-            raise PermanentError(
-                f"document {i}: observed_ms {observed_ms} is outside the years 1 to 9999"
-            )
-        if not wire.UNKNOWN_DAY <= day < 2**31:
-            raise PermanentError(f"document {i}: business day {day} cannot be")
-        if len(body) > MAX_DOCUMENT_BYTES:
-            raise PermanentError(
-                f"document {i}: {len(body)} bytes are more than the {MAX_DOCUMENT_BYTES} of one",
-                "split the document, or store what is large elsewhere and send its reference",
-            )
-
-
-def digest_of(documents: Sequence[Document]) -> bytes:
-    """Tells a retry (same content) from another request under the same key."""
-    digest = hashlib.blake2b(digest_size=16)
-    for document in documents:
-        head = f"{document.type}\0{document.observed_ms}\0{len(document.body)}\0"
-        digest.update(head.encode("utf-8", "surrogatepass") + document.body)
-    return digest.digest()
-
 
 class Journal:
     """What stands in the file. Only within the caller's transaction, only in its one writer thread.
@@ -261,7 +63,7 @@ class Journal:
     def __init__(self, database: sqlite3.Connection, zone: str) -> None:
         self._db = database
         self._calendar = BusinessCalendar(zone)
-        self._tails: dict[int, _Tail] = {}
+        self._tails: dict[int, Tail] = {}
         self._meta: dict[str, int] = {}
         self._stored_meta: dict[str, int] = {}
         self._ledger: dict[tuple[int, int], int] = {}
@@ -288,10 +90,7 @@ class Journal:
 
     def create(self) -> None:
         """Make the tables and a new epoch in an empty file."""
-        for statement in SCHEMA.split(";"):
-            self._db.execute(statement)
-        self._db.execute(f"pragma application_id = {APPLICATION_ID}")
-        self._db.execute(f"pragma user_version = {SCHEMA_VERSION}")
+        tables.create(self._db)
         meta = {
             "epoch": os.urandom(16),
             "zone": self._calendar.zone,
@@ -303,14 +102,6 @@ class Journal:
             "recovered": 0,
         }
         self._db.executemany("insert into meta values (?, ?)", meta.items())
-
-    def upgrade(self, version: int) -> None:
-        """Bring a file of an older version up to this one. Not an empty file."""
-        while version < SCHEMA_VERSION:
-            for statement in _STEPS[version].split(";"):
-                self._db.execute(statement)
-            version += 1
-            self._db.execute(f"pragma user_version = {version}")
 
     def open_as(self, nonce: bytes) -> None:
         """Begin a new writer's part of the sequence; before it accepts anything.
@@ -359,7 +150,7 @@ class Journal:
         self._stored_meta = dict(self._meta)
         self._ledger_version = _newest(self._db)
         self._ledger = {}
-        self._tails = {kind: _Tail() for kind in TAIL_KINDS}
+        self._tails = {kind: Tail() for kind in TAIL_KINDS}
         damaged: list[tuple[int, int, int]] = []
         for row_id, kind, accepted_ms, records, crc, body, *clocks in self._db.execute(
             "select id, kind, accepted_ms, records, crc, body, boot_id, clock, mono_ms from tail"
@@ -368,10 +159,10 @@ class Journal:
             if zlib.crc32(body) != crc:
                 damaged.append((row_id, kind, records))
                 continue
-            self._tails[kind].span, unpacked = _unpack(kind, records, body)
+            self._tails[kind].span, unpacked = unpack(kind, records, body)
             self._stage(kind, unpacked, accepted_ms, -math.inf)
             boot_id, state, mono_ms = clocks
-            self._tails[kind].stamp = _Stamp(boot_id, state, accepted_ms, mono_ms)
+            self._tails[kind].stamp = Stamp(boot_id, state, accepted_ms, mono_ms)
         for tail in self._tails.values():
             tail.stored = len(tail.records)
         for row_id, kind, records in damaged:
@@ -453,7 +244,7 @@ class Journal:
             self._seal_full(kind, tail)
             fresh = tail.records[tail.stored :]
             if fresh:
-                body = _pack(kind, fresh, tail.span)
+                body = pack(kind, fresh, tail.span)
                 now = clock.sealing(self.epoch, self._calendar.zone)
                 self._db.execute(
                     "insert into tail (kind, accepted_ms, records, crc, body, boot_id, clock,"
@@ -525,7 +316,7 @@ class Journal:
         self._store_meta()
         return self.next_sequence - before
 
-    def _seal_full(self, kind: int, tail: _Tail) -> None:
+    def _seal_full(self, kind: int, tail: Tail) -> None:
         if (
             len(tail.records) < SEGMENT_RECORDS
             and tail.raw_bytes < SEGMENT_RAW_BYTES
@@ -533,12 +324,12 @@ class Journal:
         ):
             return
         at = 0
-        while end := _segment_end(kind, tail.records, at):
+        while end := segment_end(kind, tail.records, at):
             self._seal(kind, tail, at, end)
             at = end
         self._restart(kind, tail, tail.records[at:])
 
-    def _seal(self, kind: int, tail: _Tail, at: int, end: int) -> None:
+    def _seal(self, kind: int, tail: Tail, at: int, end: int) -> None:
         """Seal the records ``at`` to ``end``; those in tail rows are all in the first segment."""
         assert at or end >= tail.stored
         if tail.stored and not at:
@@ -565,7 +356,7 @@ class Journal:
         )
         self._meta["next_sequence"] = first + len(records)
 
-    def _sealing(self, stamp: _Stamp | None) -> wire.Sealing:
+    def _sealing(self, stamp: Stamp | None) -> wire.Sealing:
         """Now; or, of records that were read from the file, when the newest was accepted."""
         if stamp is None:
             return clock.sealing(self.epoch, self._calendar.zone)
@@ -578,7 +369,7 @@ class Journal:
             stamp.mono_ms,
         )
 
-    def _restart(self, kind: int, tail: _Tail, rest: Records) -> None:
+    def _restart(self, kind: int, tail: Tail, rest: Records) -> None:
         tail.stamp = None
         tail.records, tail.stored, tail.raw_bytes, tail.types = [], 0, 0, set()
         if rest:
@@ -776,15 +567,18 @@ class Journal:
         receipt is believed, because new records get sequences that the hub takes for stored.
         """
         highest = max([receipt.watermark, *(high for _, high in receipt.ranges)])
-        if highest >= self.next_sequence and self._meta["recovered"]:
+        watermark = receipt.watermark
+        if self._meta.get("forked"):
+            # What copies have in common knows its own end: the rest is another one's to deliver.
+            watermark = min(watermark, self.next_sequence - 1)
+        elif highest >= self.next_sequence and self._meta["recovered"]:
             # Made of a damaged file: it may not know its own end, and gives no new sequences.
             self._meta["next_sequence"] = highest + 1
         elif highest >= self.next_sequence:
             self._meta["fenced"] = 1
             self._store_meta()
         if not self._meta["fenced"]:
-            if receipt.watermark > self.watermark:
-                self._meta["watermark"] = receipt.watermark
+            self._meta["watermark"] = max(self.watermark, watermark)
             version = min(receipt.ledger_version, self.ledger_version)
             self._meta["ledger_acked"] = max(self._meta["ledger_acked"], version)
             self._store_meta()
@@ -855,61 +649,3 @@ def ledger_after_acked(
             (acked, version),
         ).fetchall()
     return version, tuple(LedgerEntry(day, kind, records) for day, kind, records, _ in rows)
-
-
-def _segment_end(kind: int, records: Records, at: int) -> int:
-    """Where the full segment that starts at ``at`` ends; 0: the rest does not fill one."""
-    end = at + SEGMENT_RECORDS
-    if kind == DOCUMENTS:
-        size, types = 0, set[str]()
-        for i, document in enumerate(cast(Sequence[Document], records[at:end]), at):
-            types.add(document.type)
-            if len(types) > wire.MAX_TYPES:
-                return i
-            size += len(document.body)
-            if size >= SEGMENT_RAW_BYTES:
-                return i + 1
-    return end if end <= len(records) else 0
-
-
-def _pack(kind: int, records: Records, span: wire.Span | None) -> bytes:
-    """A tail row: the records as they came. Cheap, because most are sealed within seconds.
-
-    Numbers in the machine's byte order: a tail never leaves the machine.
-    """
-    if kind != DOCUMENTS:
-        names, times, values = zip(*records, strict=True)
-        index = {name: i for i, name in enumerate(dict.fromkeys(names))}
-        known = list(index)
-        head = json.dumps(known if span is None else [span.encode(), known]).encode()
-        columns = [
-            array("I", [index[name] for name in names]).tobytes(),
-            array("q", times).tobytes(),
-            array("d", values).tobytes(),
-        ]
-    else:
-        documents = cast(Sequence[Document], records)
-        fields = [(d.type, d.observed_ms, d.business_day, len(d.body)) for d in documents]
-        head, columns = json.dumps(fields).encode(), [d.body for d in documents]
-    return b"".join([struct.pack("=I", len(head)), head, *columns])
-
-
-def _unpack(kind: int, records: int, body: bytes) -> tuple[wire.Span | None, Records]:
-    (size,) = struct.unpack_from("=I", body)
-    head, at = json.loads(body[4 : 4 + size]), 4 + size
-    if kind != DOCUMENTS:
-        span = None
-        if kind == STAMPED:
-            fields, head = head
-            span = wire.Span.decode(fields)
-        index, times, values = array("I"), array("q"), array("d")
-        for column in (index, times, values):
-            end = at + records * column.itemsize
-            column.frombytes(body[at:end])
-            at = end
-        return span, [Reading(head[i], t, v) for i, t, v in zip(index, times, values, strict=True)]
-    documents = []
-    for name, observed_ms, day, length in head:
-        documents.append(Document(name, observed_ms, day, body[at : at + length]))
-        at += length
-    return None, documents

@@ -37,13 +37,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scout_edge import database, fork, journal
+from scout_edge import database, fork, journal, tables
 from scout_edge.buffer import Buffer
 from scout_edge.database import DamagedError
-from scout_edge.journal import TAIL_KINDS, Journal
+from scout_edge.journal import Journal
 from scout_edge.pages import Pages, Row
 from scout_edge.privacy import Privacy
 from scout_edge.room import Limits
+from scout_edge.tail import TAIL_KINDS
 from scout_shared import logs, wire
 from scout_shared.errors import ConfigError, TransientError, WireError
 from scout_shared.wire import GAP, GivenUp
@@ -220,7 +221,7 @@ def _is_ours(path: Path) -> bool:
     """Whether there is any sign that a buffer was in this file: nothing else may be moved."""
     with Pages(path) as pages:
         first = pages.page(1)
-        if first[68:72] == journal.APPLICATION_ID.to_bytes(4, "big"):
+        if first[68:72] == tables.APPLICATION_ID.to_bytes(4, "big"):
             return True
         return any(True for _ in _segments(pages))
 

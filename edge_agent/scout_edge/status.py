@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scout_edge import buffer, clock, recovery
+from scout_edge import clock, recovery
+from scout_edge.buffer_status import BufferStatus, peek
 from scout_edge.config import EdgeSettings
 from scout_shared import __version__
 from scout_shared.errors import ConfigError, TransientError
@@ -90,8 +91,8 @@ def ask(settings: EdgeSettings) -> dict[str, Any] | None:
 
 
 def read_file(settings: EdgeSettings) -> dict[str, Any]:
-    """The same keys from the buffer file, for when no agent runs. Raises like ``buffer.peek``."""
-    status = buffer.peek(settings.buffer.path, settings.buffer.max_bytes)
+    """The same keys from the buffer file, for when no agent runs. Raises like ``peek``."""
+    status = peek(settings.buffer.path, settings.buffer.max_bytes)
     return {
         "running": False,
         "version": __version__,
@@ -109,7 +110,7 @@ def read_file(settings: EdgeSettings) -> dict[str, Any]:
     }
 
 
-def of_buffer(status: buffer.BufferStatus) -> dict[str, Any]:
+def of_buffer(status: BufferStatus) -> dict[str, Any]:
     """The buffer's part of the answer."""
     return {
         "epoch": status.epoch.hex(),

@@ -56,14 +56,32 @@ def load(cls: type[T], path: Path | None, environ: Mapping[str, str] = os.enviro
 def read(path: Path) -> dict[str, Any]:
     """The TOML file at ``path`` as it is. Raises ConfigError: it cannot be read, or is not TOML."""
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        # -sig: editors on Windows put a byte order mark in front.
+        return tomllib.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise ConfigError(
             f"settings file {path} cannot be read: {error.strerror}",
             "give an existing file with --config",
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"settings file {path} is not TOML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"settings file {path} is not UTF-8: byte {error.object[error.start]:#04x}"
+            f" at position {error.start}",
+            "save it as UTF-8",
+        ) from error
+    except (ValueError, RecursionError) as error:  # an integer of 5,000 digits; 5,000 brackets
+        raise ConfigError(
+            f"settings file {path} is not TOML: {error}", "correct it there, or see the sample file"
+        ) from error
+
+
+_WANTED: Mapping[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text in quotes",
+    Path: "a path in quotes",
+}
 
 
 def decode(
@@ -144,4 +162,5 @@ def _value(hint: Any, value: Any, environ: Mapping[str, str], where: str) -> Any
         and not (hint is int and isinstance(value, bool))
     ):
         return value
-    raise ConfigError(f"{where} must be {getattr(hint, '__name__', hint)}, not {value!r}")
+    wanted = _WANTED.get(hint, getattr(hint, "__name__", hint))
+    raise ConfigError(f"{where} must be {wanted}, not {value!r}")

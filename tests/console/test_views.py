@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from scout_console import sheets, views
 from scout_console.client import DatabaseAwayError, HubAwayError, NotSignedInError
-from scout_console.values import Clock, Tone
+from scout_console.values import Clock, Said, Tone
 from scout_shared import answers
 from tests.console.answers import NOW, device, fleet, forecast, overview, seen, sums
 
@@ -265,13 +265,30 @@ def test_of_a_device_in_maintenance_nobody_waits_for_a_word() -> None:
 def test_a_device_says_whose_settings_are_in_force(
     version: int | None, wanted: int | None, said: str
 ) -> None:
+    assert fact("Settings", config_version=version, config_wanted=wanted).text == said
+
+
+@pytest.mark.parametrize(
+    "damaged, said, tone",
+    [
+        (None, "2.1 MB", Tone.PLAIN),
+        (0, "2.1 MB", Tone.PLAIN),
+        (2, "2.1 MB, 2 damaged", Tone.BAD),
+    ],
+)
+def test_damaged_files_stand_with_the_buffer(damaged: int | None, said: str, tone: Tone) -> None:
+    kept = fact("Buffer on disk", buffer_bytes=2_100_000, damaged_files=damaged)
+    assert (kept.text, kept.tone) == (said, tone)
+
+
+def fact(name: str, **told: Any) -> Said:
     detail = answers.DeviceDetail(
         as_of=NOW,
-        device=device("1", config_version=version, config_wanted=wanted),
+        device=device("1", **told),
         streams=(),
         gaps=(),
         readings=(),
         counters={},
         reconciliation=(),
     )
-    assert dict(sheets.device_facts(detail, CLOCK, NOW))["Settings"].text == said
+    return dict(sheets.device_facts(detail, CLOCK, NOW))[name]

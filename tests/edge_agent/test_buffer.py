@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from scout_edge import database, journal
-from scout_edge.buffer import Buffer, KeyReusedError, Offset, peek
+from scout_edge import acceptance, database, journal, tail
+from scout_edge.buffer import Buffer, KeyReusedError, Offset
+from scout_edge.buffer_status import peek
 from scout_edge.room import Limits
 from scout_shared import wire
 from scout_shared.errors import ConfigError, PermanentError, TransientError
@@ -123,7 +124,7 @@ def test_documents_are_sealed_by_size_and_by_number(buffer: Buffer) -> None:
     assert contents(stored(buffer))[1] == documents(buffer, 10, size=20_000) + documents(
         buffer, 1200, first=10
     )
-    assert max(s.records for s in stored(buffer)) <= journal.SEGMENT_RECORDS
+    assert max(s.records for s in stored(buffer)) <= tail.SEGMENT_RECORDS
 
 
 def test_more_document_types_than_a_segment_holds_go_into_several(buffer: Buffer) -> None:
@@ -271,7 +272,7 @@ def test_a_reading_that_no_segment_holds_is_refused_with_its_whole_append(
 
 def test_a_document_that_no_segment_holds_is_refused(buffer: Buffer) -> None:
     for bad in (
-        Document("t", None, UNKNOWN_DAY, b"x" * (journal.MAX_DOCUMENT_BYTES + 1)),
+        Document("t", None, UNKNOWN_DAY, b"x" * (acceptance.MAX_DOCUMENT_BYTES + 1)),
         Document("t" * 65, None, UNKNOWN_DAY, b"{}"),
         Document("t", 2**62, UNKNOWN_DAY, b"{}"),
         Document("t", None, 2**40, b"{}"),

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from scout_edge import boots, clock, journal
+from scout_edge import boots, clock, tail
 from scout_edge.buffer import Buffer
 from scout_edge.metrics import AgentMetrics
 from scout_edge.sources.outlet import Outlet
@@ -311,5 +311,5 @@ def test_the_clocks_of_this_machine_can_be_read() -> None:
 
 def test_a_tail_row_tells_its_span(device: Device) -> None:
     now = SimpleNamespace(span=clock.stamp().span)
-    body = journal._pack(journal.STAMPED, [Reading("a", 1, 2.0)], now.span)
-    assert journal._unpack(journal.STAMPED, 1, body) == (now.span, [Reading("a", 1, 2.0)])
+    body = tail.pack(tail.STAMPED, [Reading("a", 1, 2.0)], now.span)
+    assert tail.unpack(tail.STAMPED, 1, body) == (now.span, [Reading("a", 1, 2.0)])

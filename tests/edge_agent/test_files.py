@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from scout_edge.buffer import Buffer, peek
+from scout_edge.buffer import Buffer
+from scout_edge.buffer_status import peek
 from scout_edge.sources import files as files_module
 from scout_edge.sources.checkpoints import Checkpoints
 from scout_edge.sources.files import FilesSettings, FilesSource

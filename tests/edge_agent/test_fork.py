@@ -23,7 +23,7 @@ from scout_edge.room import Limits
 from scout_shared import wire
 from scout_shared.messages import Fork, Opening, Receipt
 from scout_shared.wire import Reading
-from tests.edge_agent.records import ZONE, contents, documents, readings
+from tests.edge_agent.records import ZONE, contents, documents, readings, stored
 
 
 class Hub:
@@ -46,13 +46,18 @@ class Hub:
         return self.receipt(status.epoch, status.ledger_version)
 
     def receipt(self, epoch: bytes, ledger_version: int = 0) -> Receipt:
-        watermark = 0
+        watermark, ranges = 0, []
         for first in sorted(self.held[epoch]):
+            last = wire.decode_header(self.held[epoch][first]).last_sequence
             if first == watermark + 1:
-                watermark = wire.decode_header(self.held[epoch][first]).last_sequence
+                watermark = last
+            else:
+                ranges.append((first, last))
         openings = self.lines[epoch].openings
         writer = openings[-1].nonce if openings else b""
-        return Receipt(epoch, watermark, ledger_version=ledger_version, writer=writer)
+        return Receipt(
+            epoch, watermark, tuple(ranges), ledger_version=ledger_version, writer=writer
+        )
 
     def take(self, epoch: bytes, segment: StoredSegment) -> None:
         standing = self.held[epoch].setdefault(segment.first_sequence, segment.body)
@@ -149,6 +154,26 @@ def test_each_record_of_any_copies_is_at_the_hub_once(tmp_path: Path, seed: int)
     for path in paths:
         deliver(path, hub)
     assert hub.found() == (accepted, sold)
+
+
+def test_what_is_common_does_not_wait_for_what_another_copy_holds(tmp_path: Path) -> None:
+    """The hub has later sequences of the old epoch, and a hole before them."""
+    hub = Hub()
+    (tmp_path / "0").mkdir()
+    path = tmp_path / "0" / "edge.db"
+    with opened(path) as buffer:
+        buffer.append_readings(readings(1400))
+        buffer.seal()
+        hub.hello(buffer, buffer.lineage)
+    copy = copied(path, tmp_path / "1")
+    with opened(path) as buffer:
+        hub.hello(buffer, buffer.lineage)
+        buffer.append_readings(readings(2000, 1400))
+        buffer.seal()
+        hub.take(buffer.epoch, stored(buffer)[-1])  # the newest went first, then the line was cut
+    deliver(copy, hub)
+    deliver(path, hub)
+    assert hub.found() == (Counter(readings(3400)), Counter())
 
 
 KILLED = """

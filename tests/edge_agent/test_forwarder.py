@@ -8,6 +8,7 @@ import socket
 import sqlite3
 import ssl
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from scout_edge.buffer import Buffer, StoredSegment
 from scout_edge.config import DeviceSettings, MqttSettings
 from scout_edge.forwarder import Forwarder, stopped, tls_context
 from scout_edge.metrics import AgentMetrics
+from scout_edge.schedule import Schedule
 from scout_shared import wire
 from scout_shared.errors import ConfigError
 from tests.edge_agent.hub import Hub
@@ -128,6 +130,26 @@ async def test_lost_repeated_and_reordered_receipts_lose_and_double_nothing(
         await producing
     assert at_hub(hub)[1] == made
     assert buffer.watermark == len(made)
+
+
+async def test_receipts_that_come_while_the_next_segments_are_looked_up(
+    buffer: Buffer, broker: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(self: Schedule) -> dict[int, int]:
+        found = {}
+        for first, flight in self.flights.items():
+            time.sleep(0.0005)  # a receipt comes in between
+            found[first] = flight.last_sequence
+        return found
+
+    monkeypatch.setattr(Schedule, "_last_sequences", slowly)
+    hub = Hub()
+    for i in range(120):
+        buffer.append_readings(readings(5, first=5 * i))
+        buffer.seal()
+    async with hub.running(*broker), forwarding(buffer, settings(broker)) as forwarder:
+        await until(lambda: not forwarder.backlog())
+    assert at_hub(hub)[0] == Counter(readings(600))
 
 
 async def test_nothing_is_sent_or_deleted_while_the_hub_is_silent(

@@ -117,7 +117,6 @@ def line() -> Iterator[SerialLine]:
 def test_a_serial_line_is_read_and_a_cut_one_told(
     buffer: Buffer, processes: Callable[..., Process], line: SerialLine
 ) -> None:
-    pytest.importorskip("serial")
     ours, theirs = line.ends
     server = processes([sys.executable, "-m", "tests.edge_agent.meter", theirs, "serial"], cwd=ROOT)
     server.wait_for_output("ready")
@@ -156,8 +155,6 @@ def test_a_serial_line_is_read_and_a_cut_one_told(
 def test_a_serial_line_that_cannot_be_had_says_why(
     buffer: Buffer, tmp_path: Path, line: SerialLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("serial")
-
     def message(port: str) -> str:
         given = ModbusSettings(port=port, registers=GOOD)
         with pytest.raises(TransientError) as caught:

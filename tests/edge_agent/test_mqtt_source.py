@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +215,24 @@ def test_topics_with_and_without_a_time_are_two_sources() -> None:
     with pytest.raises(ConfigError, match="cannot share a session") as raised:
         MqttSourceSettings((*LIVE, *TIMED))
     assert "two sources" in raised.value.hint
+
+
+def test_messages_that_come_together_share_a_commit(
+    buffer: Buffer, mosquitto_broker: Address
+) -> None:
+    outlet = outlet_of(buffer, "meters")
+    with listening(outlet, mosquitto_broker, TIMED):
+        pass  # the broker keeps from here on what comes
+    sensor = Sensor(mosquitto_broker)
+    try:
+        for number in range(48):
+            sensor("meters/a/b", f'{{"v":{number},"t":{number}}}')
+        with listening(outlet, mosquitto_broker, TIMED):
+            eventually(lambda: records(buffer) == 48)
+        with closing(sqlite3.connect(buffer.path)) as file:
+            (commits,) = file.execute("select count(*) from tail").fetchone()
+        assert commits <= 12, "one by one they take 48"
+        assert [reading.value for reading in found(buffer)] == [float(n) for n in range(48)]
+    finally:
+        sensor.client.disconnect()
+        sensor.client.loop_stop()

@@ -11,17 +11,22 @@ from pathlib import Path
 
 import pytest
 
-from scout_edge import config
+from scout_edge import config, notify
 from scout_edge.agent import Agent
+from scout_edge.buffer import Buffer
 from scout_edge.sources import SourceContext, SourceKind, registry
 from scout_edge.sources.http import HttpDoor
 from scout_shared import settings
 from scout_shared.errors import ConfigError
 from scout_shared.wire import Reading
+from tests.edge_agent.records import outlet_of
 from tests.edge_agent.test_config import DEVICE, load
 from tests.harness.waiting import eventually, free_port
 
-ENTRY = "[scout_edge.sources]\nscales = tests.edge_agent.test_registry:SCALES\n"
+ENTRY = (
+    "[scout_edge.sources]\nscales = tests.edge_agent.test_registry:SCALES\n"
+    "stuck = tests.edge_agent.test_registry:STUCK\n"
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,6 +55,17 @@ class Scales:
 SCALES = SourceKind(ScalesSettings, Scales)
 
 
+class Stuck(Scales):
+    """Beats once, then waits for what never comes; minds the stop all the same."""
+
+    def run(self, stop: threading.Event) -> None:
+        self._outlet.tick()
+        stop.wait()
+
+
+STUCK = SourceKind(ScalesSettings, Stuck, patience_seconds=0.3)
+
+
 @pytest.fixture
 def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An installed distribution, as importlib sees it."""
@@ -68,7 +84,7 @@ def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("[sources.x]\nkind = 'htp'\n", "kind 'htp' is not known\n.*did you mean 'http'"),
         ("[sources.x]\nkind = 'http'\nprot = 1\n", "x: unknown key 'prot'\n.*did you mean 'port'"),
         ("[sources.x]\nkind = 'http'\nport = 70000\n", "sources: x: port 70000"),
-        ("[sources.x]\nkind = 'http'\nport = 'a'\n", "port must be int"),
+        ("[sources.x]\nkind = 'http'\nport = 'a'\n", "port must be a whole number"),
         ("[sources.x]\nkind = 'http'\nenabled = 1\n", "enabled must be true or false"),
         ("[sources.http]\nkind = 'http'\n", "'http' cannot be the name"),
         ("[sources.'Ä']\nkind = 'http'\n", "'Ä' cannot be the name"),
@@ -128,3 +144,40 @@ async def test_an_agent_runs_several_of_a_kind_and_those_of_third_parties(tmp_pa
     assert agent.buffer.status().unsealed_records + agent.buffer.next_sequence - 1 == 1
     stop.set()
     await running
+
+
+@pytest.mark.usefixtures("third_party")
+async def test_a_source_that_hangs_is_named_and_one_that_may_wait_is_not(tmp_path: Path) -> None:
+    """What the watchdog asks: the stuck one has beaten and stopped; the scales never beat."""
+    loaded = load(
+        tmp_path,
+        DEVICE + f"[buffer]\npath = '{tmp_path}/edge.db'\n[mqtt]\nport = {free_port()}\n"
+        "[http]\nport = 0\n[sources.scales]\nkind = 'scales'\ngrams = 12.5\n"
+        "[sources.belt]\nkind = 'stuck'\ngrams = 1\n",
+    )
+    agent = Agent(loaded)
+    stop = asyncio.Event()
+    running = asyncio.create_task(agent.run(stop))
+
+    def stuck() -> str:
+        try:
+            agent.alive([])
+        except notify.StuckError as error:
+            return error.message
+        return ""
+
+    reason = await asyncio.to_thread(eventually, stuck, 10, "the silence")
+    assert reason.startswith("source 'belt' hangs: no beat for ")
+    stop.set()
+    await running
+
+
+def test_a_beat_says_how_long_the_source_may_wait(tmp_path: Path) -> None:
+    with Buffer(tmp_path / "edge.db", zone="Asia/Manila") as buffer:
+        outlet = outlet_of(buffer)
+        outlet.wait(0.0)
+        assert outlet.silent_seconds == 0.0, "it never beat, so it is not judged"
+        outlet.beat(60.0)
+        assert outlet.silent_seconds == 0.0
+        outlet.beat()
+        assert eventually(lambda: outlet.silent_seconds > 0.0)

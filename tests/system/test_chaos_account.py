@@ -106,6 +106,24 @@ def test_the_gap_of_an_unsealed_row_stands_in_front_of_those_it_waited_with() ->
     assert judged(found, "damaged").lost
 
 
+def test_of_several_unsealed_rows_each_gap_stands_there() -> None:
+    gaps = [Gap(1, 3, 2, 2, "damaged"), Gap(1, 5, 2, 2, "damaged")]
+    found = dataclasses.replace(without(5, 6), gaps=gaps, segments={1: [1, 3, 5, 7]})
+    del found.documents[document_id(LABEL, 8)], found.documents[document_id(LABEL, 9)]
+    assert judged(found, "damaged").given_up == 4
+    found.segments = {1: [1, 3, 4, 7]}
+    assert judged(found, "damaged").right
+    found.gaps[1] = Gap(1, 4, 2, 2, "damaged")
+    assert judged(found, "damaged").lost
+
+
+def test_a_gap_declares_its_records_once() -> None:
+    found = dataclasses.replace(without(2, 5), gaps=[Gap(2, 1, 1, 1, "damaged")])
+    found.readings[f"chaos.{LABEL}"][3] = [Row(2, 9, instant(3))]
+    found.readings[f"chaos.{LABEL}"][4] = [Row(3, 1, instant(4))]
+    assert "2 records are missing where 1 were given up" in judged(found, "damaged").lost[0]
+
+
 def test_a_gap_that_nothing_led_to_is_wrong() -> None:
     found = dataclasses.replace(without(3), gaps=[Gap(1, 3, 1, 1, "damaged")])
     assert judged(found, "damaged").right

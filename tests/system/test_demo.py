@@ -174,3 +174,22 @@ def test_a_busy_port_is_replaced_by_the_next_free_one(
         demo.signal(signal.SIGTERM)
         assert demo.wait(90) == 0
     assert processes_of(data_dir) == []
+
+
+def test_what_it_foresaw_ends_in_one_message_and_its_exit_code(tmp_path: Path) -> None:
+    """As the other programs do: no traceback, and the next step."""
+    taken = tmp_path / "file"
+    taken.touch()
+    done = subprocess.run(
+        command(taken / "demo"),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, **environment()},
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"scout-demo: the data directory {taken / 'demo'} cannot be used: Not a directory\n"
+        "  hint: choose another with --data-dir\n"
+    )

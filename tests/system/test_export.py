@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -20,6 +21,7 @@ from scout_edge.buffer import Buffer
 from scout_edge.room import Limits
 from scout_shared import logs
 from scout_shared.messages import Receipt
+from scout_shared.wire import Reading
 from tests.edge_agent import test_recovery
 from tests.edge_agent.records import ZONE, documents, readings, stored
 from tests.edge_agent.test_cli import write
@@ -235,3 +237,40 @@ def test_inspect_and_verify_tell_a_whole_file_from_a_damaged_one(
     capsys.readouterr()
     assert edge.main(["buffer", "inspect", *command]) == 0
     assert "given up" in capsys.readouterr().out
+
+
+def test_what_waits_becomes_tables_that_a_person_can_ask(
+    config: Path, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["buffer", "tables", "--json", "--config", str(config)]
+    fill(path)
+    with Buffer(path, zone=ZONE) as buffer:
+        body = stored(buffer)[0].body
+        buffer.append_readings([Reading("late", 1, 2.5)])
+        made = tmp_path / "running.db"
+        assert edge.main([*command, str(made)]) == 0, "an agent that runs is no hindrance"
+        assert answer(capsys)["rows"]["readings"] == 2501
+    with closing(sqlite3.connect(made)) as tables:
+        assert tables.execute(
+            "select count(*), count(distinct sequence), min(observed_at) from readings"
+        ).fetchone() == (2501, 2500, "1970-01-01T00:00:00.001+00:00")
+        assert tables.execute(
+            "select sequence, value from readings where metric = 'late'"
+        ).fetchone() == (None, 2.5)
+        (total,) = tables.execute("select sum(value) from readings").fetchone()
+        assert total == sum(range(2500)) + 2.5
+        assert tables.execute(
+            "select count(*), count(observed_at), count(business_day), count(json(body))"
+            " from documents"
+        ).fetchone() == (40, 32, 32, 40)
+    assert edge.main([*command, str(made)]) == 2
+    assert "is there already" in capsys.readouterr().err
+    content = path.read_bytes()
+    at = content.index(body[-40:])
+    path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    assert edge.main([*command, str(tmp_path / "damaged.db")]) == 65
+    assert answer(capsys)["rows"] == {
+        "readings": 1501, "documents": 40, "given_up": 0, "damaged": 1,
+    }  # fmt: skip
+    assert edge.main([*command, str(tmp_path / "none" / "x.db")]) == 75
+    assert not list(tmp_path.rglob("*.part"))

@@ -18,9 +18,8 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-from scout_edge import buffer as buffers
 from scout_edge import clock, database, status
-from scout_edge.buffer import BufferStatus
+from scout_edge.buffer_status import BufferStatus, peek
 from scout_edge.config import EdgeSettings
 from scout_edge.doctor.finding import Finding, fail, ok, warn
 from scout_shared.errors import ConfigError, ScoutError
@@ -223,7 +222,7 @@ def buffer(settings: EdgeSettings) -> Generator[Finding, None, BufferStatus | No
         yield ok("buffer.open", f"{path} is not there yet: the first start makes it")
         return None
     try:
-        held = buffers.peek(path, settings.buffer.max_bytes)
+        held = peek(path, settings.buffer.max_bytes)
     except ScoutError as error:
         yield fail("buffer.open", error.message, error.hint or "tell the engineer on call")
         return None

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import aiomqtt
 
 from scout_edge import clock, status
-from scout_edge.buffer import BufferStatus
+from scout_edge.buffer_status import BufferStatus
 from scout_edge.config import EdgeSettings, MqttSettings
 from scout_edge.doctor.finding import Finding, fail, ok, warn
 from scout_edge.forwarder import tls_context

@@ -23,6 +23,10 @@ The contract, all of it:
 - Where the origin can be read again (files), give the place to go on at as ``state``: it is
   committed with the records, and ``Outlet.state()`` gives it back after a restart.
 - Call ``Outlet.tick`` about once a second, so that the windows of ``shape`` rules end in time.
+  Each call is a beat: a source that has beaten and then does not for ``patience_seconds`` hangs,
+  and the service manager starts the agent again. So wait with a timeout, wake up, tick; or say with
+  ``Outlet.beat(wait_seconds)`` how long you may wait. Appending beats, too, also when it is
+  refused; the delay after a TransientError is no silence. A source that never ticks is not judged.
 - What cannot be read is counted (``Outlet.unreadable``) and never replaced by a value. A record
   without a time has none: do not stamp what you did not observe yourself. What you did, stamp with
   ``clock.stamp()`` and give its span with the append: the hub repairs what a wrong clock stamped.
@@ -107,3 +111,5 @@ class SourceKind:
     """Makes a source; takes nothing yet. Raises ConfigError, e.g. when a library is missing."""
     shapes: bool = True
     """Whether its readings go through the outlet, so that ``shape`` rules may be given."""
+    patience_seconds: float = 60.0
+    """Without a beat after which the source counts as hanging; see ``Outlet.beat``."""

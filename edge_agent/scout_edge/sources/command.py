@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from scout_edge import clock, journal
+from scout_edge import acceptance, clock
 from scout_edge.sources import SourceContext, SourceKind, payload
 from scout_edge.sources.instants import InstantFormat
 from scout_edge.sources.lines import number, parse_json
@@ -236,7 +236,7 @@ class ExecSource:
                 return
 
     def _value(self, line: bytes) -> Reading:
-        fields = line.decode("utf-8", "replace").split()
+        fields = _text(line).split()
         if len(fields) not in (2, 3):
             raise PermanentError(f"{len(fields)} words, not 'metric value [time]'")
         value = number("value", fields[1])
@@ -249,10 +249,7 @@ class ExecSource:
         return _checked(Reading(fields[0], instant_ms, value))
 
     def _json(self, line: bytes) -> Reading | Document:
-        try:
-            fields = parse_json(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise PermanentError(f"not UTF-8: {error.reason}") from error
+        fields = parse_json(_text(line))
         if isinstance(fields, dict) and "metric" in fields and "observed_at" not in fields:
             name, value = fields["metric"], number("value", fields.get("value"))
             if fields.keys() != {"metric", "value"} or not isinstance(name, str) or value is None:
@@ -263,7 +260,7 @@ class ExecSource:
         if not isinstance(fields, dict):
             raise PermanentError("a line is one JSON object")
         documents = payload.documents(line, self._outlet.buffer.calendar, lines=False)
-        journal.check_documents(documents)
+        acceptance.check_documents(documents)
         return documents[0]
 
     def _now_ms(self) -> int:
@@ -275,8 +272,15 @@ class ExecSource:
         return now.wall_ms
 
 
+def _text(line: bytes) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise PermanentError(f"not UTF-8: {error.reason} at byte {error.start}") from error
+
+
 def _checked(reading: Reading) -> Reading:
-    journal.check_readings([reading], set())
+    acceptance.check_readings([reading], set())
     return reading
 
 

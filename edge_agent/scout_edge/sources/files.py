@@ -159,7 +159,9 @@ class FilesSource:
         if self._marks is _NOTHING:  # else it goes on after a failure: files stay open
             self._marks = Checkpoints.decode(self._outlet.state())
         while True:
-            if not self.poll(stop) and stop.wait(self._settings.poll_seconds):
+            took = self.poll(stop)
+            self._outlet.beat(0.0 if took else self._settings.poll_seconds)
+            if not took and stop.wait(self._settings.poll_seconds):
                 return
             if stop.is_set():
                 return
@@ -177,6 +179,7 @@ class FilesSource:
         for inode in list(self._files):
             if stop.is_set():
                 break
+            self._outlet.beat()
             took = self._take(inode) or took
         return took
 

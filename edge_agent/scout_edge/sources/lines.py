@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from scout_edge import journal
+from scout_edge import acceptance
 from scout_edge.sources.instants import AmbiguousTimeError, InstantFormat
 from scout_shared.errors import ConfigError, PermanentError
 from scout_shared.wire import Document, Reading
@@ -73,7 +73,7 @@ class RecordSettings:
             raise ConfigError("columns has a name twice", "give each column a name of its own")
         try:
             if self.document_type:
-                journal.check_documents([Document(self.document_type, None, 0, b"")])
+                acceptance.check_documents([Document(self.document_type, None, 0, b"")])
             for metric in self.metrics.values():
                 _check_metric(metric)
         except PermanentError as error:
@@ -124,7 +124,7 @@ class LineReader:
         if self.documents:
             day = self._calendar.day(instant_ms)
             document = Document(settings.document_type, instant_ms, day, body)
-            journal.check_documents([document])
+            acceptance.check_documents([document])
             return [document], []
         return [], self._readings(fields, instant_ms)
 
@@ -178,7 +178,7 @@ def number(name: str, value: Any) -> float | None:
         if not _NUMBER.fullmatch(value.strip()):
             raise PermanentError(f"{name} {value[:60]!r} is no number")
     elif isinstance(value, bool) or not isinstance(value, int | float):
-        raise PermanentError(f"{name} {str(value)[:60]!r} is no number")
+        raise PermanentError(f"{name} {json.dumps(value)[:60]} is no number")
     try:
         found = float(value)
     except OverflowError:
@@ -246,4 +246,4 @@ def _text(line: bytes) -> str:
 
 
 def _check_metric(metric: str) -> None:
-    journal.check_readings([Reading(metric, 0, 0.0)], set())
+    acceptance.check_readings([Reading(metric, 0, 0.0)], set())

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from scout_edge import clock, journal
+from scout_edge import acceptance, clock
 from scout_edge.sources import SourceContext, SourceKind
 from scout_edge.sources.outlet import Outlet, runs
 from scout_edge.sources.units import Conversion, conversion, shortest_float32
@@ -71,7 +71,7 @@ class RegisterSettings:
 
     def __post_init__(self) -> None:
         try:
-            journal.check_readings([Reading(self.metric, 0, 0.0)], set())
+            acceptance.check_readings([Reading(self.metric, 0, 0.0)], set())
         except PermanentError as error:
             raise ConfigError(error.message, error.hint) from error
         if self.table not in ("holding", "input", *_BITS):
@@ -162,6 +162,20 @@ class ModbusSettings:
         return self.port if isinstance(self.port, str) else ""
 
 
+_EXCEPTIONS = {
+    1: "it cannot do this",
+    2: "it has no such address",
+    3: "it does not take this count",
+    4: "it failed, or the unit is not there",
+    5: "it needs more time",
+    6: "it is busy",
+    8: "its memory is damaged",
+    10: "the gateway has no way to the unit",
+    11: "behind the gateway the unit does not answer",
+}
+"""Modbus Application Protocol V1.1b3, section 7."""
+
+
 class _SilentError(TransientError):
     """A device did not answer."""
 
@@ -190,6 +204,7 @@ class ModbusSource:
         """Read until stopped. Raises TransientError: no connection, no answer, or buffer full."""
         client = self._client()
         try:
+            self._outlet.beat(self._settings.timeout_seconds)
             if not client.connect():
                 raise self._unreached()
             due = time.monotonic()
@@ -254,6 +269,8 @@ class ModbusSource:
             try:
                 if unit in silent:
                     raise _SilentError("no answer")
+                # Two requests, and a connection before each, may all run into their timeout.
+                self._outlet.beat(4 * self._settings.timeout_seconds)
                 value = self._read(client, register, unit)
                 heard = True
                 if value is not None:
@@ -303,7 +320,9 @@ class ModbusSource:
             client.close()  # type: ignore[no-untyped-call]
             raise _SilentError(f"no answer: {error}") from error
         if answer.isError():
-            raise PermanentError(f"the device refuses: exception {answer.exception_code}")
+            code = answer.exception_code
+            meaning = _EXCEPTIONS.get(code, "not of the standard")
+            raise PermanentError(f"the device refuses: exception {code}, {meaning}")
         if register.table in _BITS:
             return float(answer.bits[0])
         if len(answer.registers) != register.count:

@@ -23,6 +23,9 @@ from scout_edge.sources.shaping import MetricState, Shaped, Shaper, ShapeSetting
 from scout_shared import logs
 from scout_shared.wire import Document, Reading, Span
 
+PATIENCE_SECONDS = 60.0
+"""Without a beat after which a source counts as hanging, unless its kind says otherwise."""
+
 _CONTENTS = ("line", "payload", "start")
 _QUOTED = re.compile(r"""(['"]).*\1""", re.DOTALL)
 
@@ -45,6 +48,7 @@ class Outlet:
     Args:
         name: of the source; its state stands under it in the buffer.
         shape: rules for its readings.
+        patience_seconds: without a beat after which the source counts as hanging.
     """
 
     def __init__(
@@ -53,9 +57,12 @@ class Outlet:
         measured: AgentMetrics,
         name: str,
         shape: Sequence[ShapeSettings] = (),
+        patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         self.buffer = buffer
         self.name = name
+        self.patience_seconds = patience_seconds
+        self._beaten: float | None = None  # monotonic; ahead of now while it may wait
         self._metrics = measured
         self._shaper = Shaper(shape)
         stored = buffer.offset(name)
@@ -67,6 +74,21 @@ class Outlet:
         self._opened: dict[str, float] = {}
         span = state.get("span")
         self._span = None if span is None else Span.decode(span)
+
+    def beat(self, wait_seconds: float = 0.0) -> None:
+        """The source moves; it may now wait for so long before its patience begins."""
+        self._beaten = time.monotonic() + wait_seconds
+
+    def wait(self, seconds: float) -> None:
+        """The supervisor lets the source rest; one that never beat stays unjudged."""
+        if self._beaten is not None:
+            self.beat(seconds)
+
+    @property
+    def silent_seconds(self) -> float:
+        """Since the last beat, from any thread; 0: never beaten, or it may still wait."""
+        beaten = self._beaten
+        return 0.0 if beaten is None else max(0.0, time.monotonic() - beaten)
 
     def state(self) -> str | None:
         """What was committed with the last records that came with a state, or None."""
@@ -91,6 +113,7 @@ class Outlet:
             PermanentError: a reading cannot be stored; none was.
             TransientError: the buffer or the disk is full or failing; none was stored.
         """
+        self.wait(0.0)
         if readings and span != self._span:
             self.flush()  # a window holds the times of one clock
             self._span = span
@@ -107,6 +130,7 @@ class Outlet:
 
         One that its privacy block or rules forbid is counted as unreadable and left out.
         """
+        self.wait(0.0)
         documents = list(documents)
         while documents or state is not None:
             offset = None if state is None else self._offset(state, self._states)
@@ -122,10 +146,11 @@ class Outlet:
             self._metrics.accepted_records.labels("documents").inc(len(documents))
 
     def tick(self) -> None:
-        """End windows that nothing came to for their length. Call it about once a second.
+        """End windows that nothing came to for their length. Call it about once a second: it beats.
 
         Raises TransientError: the buffer refuses; the windows stay open.
         """
+        self.beat()
         now, old = time.monotonic(), []
         for metric, state in self._states.items():
             if state.window is not None:

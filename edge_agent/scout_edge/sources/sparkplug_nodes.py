@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from scout_edge import journal
+from scout_edge import acceptance
 from scout_edge.sources import sparkplug
 from scout_edge.sources.sparkplug import Metric, Payload
 from scout_shared import logs
@@ -276,7 +276,7 @@ class Nodes:
         if not observed_ms:
             raise PermanentError("a value without a time")
         reading = Reading(ours, observed_ms, value)
-        journal.check_readings([reading], self._names)
+        acceptance.check_readings([reading], self._names)
         latest = self._fresh.get(ours, self._latest.get(ours))
         if latest is None and len(self._latest) + len(self._fresh) >= 2 * MAX_KNOWN:
             raise PermanentError(f"more than {2 * MAX_KNOWN} metrics since the start")

@@ -63,6 +63,7 @@ class SystemSource:
             now = clock.stamp()
             self._outlet.append_readings(self.sample(now.wall_ms), span=now.span)
             self._outlet.tick()
+            self._outlet.beat(self._interval_seconds)
 
     def close(self) -> None:
         """Nothing to give back."""

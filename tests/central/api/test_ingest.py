@@ -1,4 +1,4 @@
-"""The door for devices whose network blocks MQTT: who may, what is refused, receipt after commit."""
+"""The door for devices whose network blocks MQTT: who may, what is refused, receipt when."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_the_answer_is_the_receipt_and_a_repetition_stores_nothing(hub: LiveHub)
 
 
 @pytest.mark.parametrize(
-    ("user", "password"),
+    "user, password",
     [
         (DEVICE, "wrong"),
         (OTHER, PASSWORD),  # the right password of another device
@@ -129,7 +129,7 @@ def test_what_is_no_request_of_ours_is_refused_whole(hub: LiveHub) -> None:
 def test_a_body_of_unknown_length_is_refused(hub: LiveHub) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", hub.port, timeout=20)
     try:
-        token = httpx.BasicAuth(DEVICE, PASSWORD)._auth_header  # noqa: SLF001
+        token = httpx.BasicAuth(DEVICE, PASSWORD)._auth_header
         headers = {"Content-Type": parcel.MEDIA_TYPE, "Authorization": token}
         connection.request("POST", parcel.PATH, iter([b"x"]), headers, encode_chunked=True)
         assert connection.getresponse().status == 411

@@ -3,7 +3,8 @@
     plan       a seed → devices, load and faults with their times; nothing else decides
     central    database, broker, hub: they live over many schedules and are killed within them
     box        one device: its folder, its agent as a process, its clock, its disk
-    link       the way between an agent and the broker: cut, dead, slow, repeating, reordering
+    link       the way between an agent and the broker: cut, dead, slow, repeating, reordering,
+               forgetting
     feeder     gives a box records and remembers each that it was told OK
     faults     what each fault does to boxes and central
     account    what bronze holds and what was declared; the judgement over lost and doubled

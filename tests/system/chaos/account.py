@@ -138,6 +138,11 @@ def judge(
             else:
                 verdict.lost += [f"{word} {one.label} {number}" for number in lost]
         _times(verdict, one, documents, readings)
+    declared = sum(gap.records for gap in held.gaps)
+    if verdict.given_up > declared:  # several runs may claim one gap
+        verdict.lost.append(
+            f"{device_id}: {verdict.given_up} records are missing where {declared} were given up"
+        )
     verdict.wrong += [f"document {name}: nobody gave it" for name in sorted(strange_documents)[:5]]
     verdict.wrong += [f"metric {name}: nobody gave it" for name in sorted(strange_metrics)[:5]]
     verdict.wrong += [f"{device_id}: in quarantine: {text}" for text in held.quarantined]
@@ -187,16 +192,27 @@ def _between(held: Held, before: Row | None, after: Row | None) -> int:
     """
     total = 0
     same = before is not None and after is not None and before.stream == after.stream
+    waited = () if before is None else _in_front(held, before)
     for gap in held.gaps:
         low, high = gap.first, gap.end
         if same and before is not None and gap.stream != before.stream:
             continue
-        if before is not None and gap.stream == before.stream and gap.end != _start(held, before):
+        if before is not None and gap.stream == before.stream and gap not in waited:
             low = max(low, before.sequence + 1)
         if after is not None and gap.stream == after.stream:
             high = min(high, after.sequence)
         total += max(0, min(high - low, gap.records))
     return total
+
+
+def _in_front(held: Held, row: Row) -> list[Gap]:
+    """The gaps that stand, one after another, directly in front of the segment of a row."""
+    end, found = _start(held, row), list[Gap]()
+    for gap in sorted(held.gaps, key=lambda gap: gap.first, reverse=True):
+        if gap.stream == row.stream and gap.end == end:
+            found.append(gap)
+            end = gap.first
+    return found
 
 
 def _start(held: Held, row: Row) -> int:

@@ -66,6 +66,8 @@ class Central:
                         "port": self.database_port,
                     },
                     "mqtt": {"host": HOST, "port": self.broker_port},
+                    # Small batches: receipts with holes, and commits that a kill can part.
+                    "ingest": {"batch_segments": 2, "batch_milliseconds": 0},
                     "runner": {"interval_seconds": 3.0},
                     "api": {"host": HOST, "port": self.api_port},
                     "storage": {"directory": str(folder / "uploads")},

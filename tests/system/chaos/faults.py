@@ -91,6 +91,10 @@ def _reorder(box: Box, value: float) -> None:
     box.link.quality.reorder_ratio = value
 
 
+def _forget(box: Box, value: float) -> None:
+    box.link.quality.forget_ratio = value
+
+
 def _cut_off(box: Box) -> None:
     box.cut_off = True
     box.link.cut()
@@ -190,6 +194,7 @@ _DEVICE: dict[str, Callable[[Device, Fault], Steps]] = {
     "link_slow": _link(_slow),
     "link_repeat": _link(_repeat),
     "link_reorder": _link(_reorder),
+    "link_forget": _link(_forget),
     "disk_full": _disk_full,
     "corrupt": _damage,
     "truncate": _damage,

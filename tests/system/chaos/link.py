@@ -2,8 +2,9 @@
 
 TCP: cut (connections end), dead (half-open: what is sent disappears and nobody is told), slow. A
 new connection over a bad link hangs until it is mended, as when packets are lost. MQTT: QoS 1
-PUBLISH packets, in both directions, are repeated or overtaken by later ones; packet boundaries are
-kept, so neither end sees broken MQTT. Other packets are left alone.
+PUBLISH packets, in both directions, are repeated, overtaken by later ones, or acknowledged and
+forgotten, as a broker does whose queue is full; packet boundaries are kept, so neither end sees
+broken MQTT. Other packets are left alone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import contextlib
 import random
 import socket
+import struct
 import threading
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -37,6 +39,8 @@ class Quality:
     """Share of the publishes that come a second time, up to a second later."""
     reorder_ratio: float = 0.0
     """Share of the publishes that are held back until later ones have passed."""
+    forget_ratio: float = 0.0
+    """Share of the publishes that are acknowledged and go nowhere."""
 
 
 class Network(threading.Thread):
@@ -81,7 +85,7 @@ class Link:
 
     def __init__(self, network: Network, target_port: int, seed: int) -> None:
         self.quality = Quality()
-        self.repeated = self.reordered = 0
+        self.repeated = self.reordered = self.forgotten = 0
         self._network = network
         self._target = target_port
         self._random = random.Random(seed)
@@ -142,8 +146,8 @@ class Link:
         far_reader, far_writer = far
         self._connections |= {writer, far_writer}
         ways = [
-            asyncio.ensure_future(self._carry(reader, far_writer)),
-            asyncio.ensure_future(self._carry(far_reader, writer)),
+            asyncio.ensure_future(self._carry(reader, far_writer, writer)),
+            asyncio.ensure_future(self._carry(far_reader, writer, far_writer)),
         ]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -163,7 +167,12 @@ class Link:
             await asyncio.sleep(_LOOK_SECONDS)
         return None
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _carry(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        back: asyncio.StreamWriter,
+    ) -> None:
         splitter = Splitter()
         held: list[bytes] = []
         with contextlib.suppress(OSError):
@@ -181,8 +190,18 @@ class Link:
                 if self.quality.dead:
                     held.clear()
                     continue
+                packets = [packet for packet in packets if not self._forgets(packet, back)]
                 out, held = self._arrange(packets, held, flush=not data, writer=writer)
                 await self._write(writer, out)
+
+    def _forgets(self, packet: bytes, back: asyncio.StreamWriter) -> bool:
+        """Whether it goes nowhere; its sender is told that it arrived."""
+        ratio = self.quality.forget_ratio
+        if not ratio or not is_publish(packet) or self._random.random() >= ratio:
+            return False
+        self.forgotten += 1
+        back.write(puback(packet))
+        return True
 
     def _arrange(
         self, packets: list[bytes], held: list[bytes], *, flush: bool, writer: asyncio.StreamWriter
@@ -254,3 +273,14 @@ def _size(buffer: bytearray) -> int:
 def is_publish(packet: bytes) -> bool:
     """Whether it is a PUBLISH of QoS 1."""
     return packet[0] & _TYPE_AND_QOS == _PUBLISH_QOS1
+
+
+def puback(packet: bytes) -> bytes:
+    """The acknowledgement of a PUBLISH of QoS 1."""
+    at = 1
+    while packet[at] & 0x80:
+        at += 1
+    topic = at + 1
+    (length,) = struct.unpack_from(">H", packet, topic)
+    number = topic + 2 + length
+    return b"\x40\x02" + packet[number : number + 2]

@@ -13,7 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 CENTRAL = ("kill_hub", "kill_broker", "kill_database", "hub_away")
-LINK = ("link_cut", "link_dead", "link_slow", "link_repeat", "link_reorder")
+LINK = ("link_cut", "link_dead", "link_slow", "link_repeat", "link_reorder", "link_forget")
 FREE = ("kill_agent", "clock", *LINK, *CENTRAL)
 """May come several times and on top of each other."""
 FATES = ("disk_full", "corrupt", "truncate", "swap", "clone", "restore")
@@ -24,7 +24,8 @@ CLASSES = (*FREE, *FATES)
 
 _WEIGHTS = {
     "kill_agent": 6, "clock": 4, "link_cut": 3, "link_dead": 2, "link_slow": 2, "link_repeat": 3,
-    "link_reorder": 3, "kill_hub": 3, "kill_broker": 3, "kill_database": 2, "hub_away": 1,
+    "link_reorder": 3, "link_forget": 4, "kill_hub": 3, "kill_broker": 3, "kill_database": 2,
+    "hub_away": 1,
 }  # fmt: skip
 _JUMPS = (-400 * 86400, -86400, -3600, -30, 30, 3600, 86400, 400 * 86400)
 
