@@ -104,6 +104,14 @@ def test_the_gap_of_an_unsealed_row_stands_in_front_of_those_it_waited_with() ->
     assert judged(found, "damaged").given_up == 2
     found.segments = {1: [1, 5, 6]}
     assert judged(found, "damaged").lost
+    found.gaps = [Gap(1, 3, 2, 2, "damaged")]
+    found.segments = {1: [1, 3, 5, 7]}  # another kind was sealed with it, and stands between
+    assert judged(found, "damaged").given_up == 2
+    found.segments = {1: [1, 3, 5, 6, 7]}
+    assert judged(found, "damaged").given_up == 2
+    found.gaps = [Gap(1, 2, 2, 2, "damaged")]
+    found.segments = {1: [1, 2, 4, 5, 6, 7]}
+    assert judged(found, "damaged").lost
 
 
 def test_of_several_unsealed_rows_each_gap_stands_there() -> None:

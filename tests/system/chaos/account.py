@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import psycopg
 
+from scout_edge.tail import TAIL_KINDS
 from tests.system.chaos.feeder import Told, document_id, document_instant, instant
 
 
@@ -206,13 +207,23 @@ def _between(held: Held, before: Row | None, after: Row | None) -> int:
 
 
 def _in_front(held: Held, row: Row) -> list[Gap]:
-    """The gaps that stand, one after another, directly in front of the segment of a row."""
-    end, found = _start(held, row), list[Gap]()
-    for gap in sorted(held.gaps, key=lambda gap: gap.first, reverse=True):
-        if gap.stream == row.stream and gap.end == end:
+    """The gaps that stand, one after another, in front of what was sealed together with a row.
+
+    What waits unsealed is sealed kind by kind: between the gaps and the row's segment there may be
+    those of the other kinds.
+    """
+    end, found, passed = _start(held, row), list[Gap](), 0
+    ending = {gap.end: gap for gap in held.gaps if gap.stream == row.stream}
+    firsts = held.segments.get(row.stream, [])
+    while True:
+        if gap := ending.get(end):
             found.append(gap)
             end = gap.first
-    return found
+            continue
+        at = bisect.bisect_left(firsts, end)
+        if found or not at or passed == len(TAIL_KINDS) - 1:
+            return found
+        end, passed = firsts[at - 1], passed + 1
 
 
 def _start(held: Held, row: Row) -> int:
