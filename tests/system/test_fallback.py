@@ -14,9 +14,11 @@ import pytest
 from scout_central.config import Ingest, Mqtt
 from scout_central.hub import Supervisor
 from scout_central.ingest import Receiver
-from scout_edge import status
+from scout_edge import config, status
 from scout_edge.buffer import Buffer
 from scout_edge.config import DeviceSettings, HubSettings, MqttSettings
+from scout_edge.doctor import second
+from scout_edge.doctor.finding import OK, WARN
 from scout_edge.forwarder import Forwarder, stopped
 from scout_edge.metrics import AgentMetrics
 from tests.central.api.living import LiveHub, empty_hub
@@ -173,3 +175,26 @@ async def test_a_wrong_password_sends_nothing_and_is_said(buffer: Buffer, hub: L
         assert any(word in forwarder.state.last_error for word in status.DENIED)
     assert landed(hub) == []
     assert forwarder.backlog()
+
+
+def test_the_doctor_looks_at_the_second_way_before_it_is_needed(
+    tmp_path: Path, hub: LiveHub
+) -> None:
+    def found(url: str, password: str = PASSWORD) -> tuple[str, str]:
+        path = tmp_path / "edge.toml"
+        path.write_text(
+            f'[device]\nid = "{DEVICE.id}"\nstore = "{DEVICE.store}"\nzone = "{ZONE}"\n'
+            f'[buffer]\npath = "{tmp_path}/edge.db"\n[hub]\nurl = "{url}"\n'
+        )
+        settings = config.load(path, {"SCOUT_MQTT_PASSWORD": password})
+        (finding,) = second.hub(settings)
+        return finding.level, f"{finding.message} {finding.next_step}"
+
+    level, text = found(hub.url)
+    assert (level, "takes this device over HTTPS" in text) == (OK, True), text
+    level, text = found(hub.url, "wrong")
+    assert (level, "enrol the device again" in text) == (WARN, True), text
+    level, text = found(f"http://127.0.0.1:{free_port()}")
+    assert (level, "no answer over HTTPS" in text) == (WARN, True), text
+    level, text = found(f"{hub.url}/elsewhere")
+    assert (level, "answers 404" in text) == (WARN, True), text
