@@ -1,3 +1,4 @@
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -6,6 +7,7 @@ import pytest
 
 from scout_edge import clock
 from scout_edge.buffer import Buffer
+from scout_edge.sources import machine as machines
 from scout_edge.sources.outlet import Outlet
 from scout_edge.sources.system import SystemSource
 from scout_shared import wire
@@ -91,3 +93,29 @@ def test_the_clock_says_what_the_kernel_says() -> None:
     assert clock.synced() in (True, False, None)
     sealing = clock.sealing(b"e" * 16, "UTC")
     assert sealing.clock in (wire.CLOCK_UNKNOWN, wire.CLOCK_UNSYNCED, wire.CLOCK_SYNCED)
+
+
+def test_psutil_and_proc_say_the_same_of_this_machine() -> None:
+    by_psutil, by_proc = machines.of(Path("/")), machines._Proc(Path("/"))
+    assert type(by_psutil) is not type(by_proc)
+    assert by_psutil.load() == pytest.approx(by_proc.load(), abs=1.0)
+    ours, theirs = by_proc.memory(), by_psutil.memory()
+    assert ours.total == theirs.total
+    assert ours.available == pytest.approx(theirs.available, rel=0.1)
+    assert ours.swap_free == pytest.approx(theirs.swap_free, rel=0.1)
+    assert by_psutil.uptime_seconds() == pytest.approx(by_proc.uptime_seconds(), abs=5)
+    ticks, seconds = by_proc.cpu_time(), by_psutil.cpu_time()
+    assert ticks is not None
+    assert seconds is not None
+    assert ticks.idle / ticks.total == pytest.approx(seconds.idle / seconds.total, abs=0.01)
+    before = {each.interface: each for each in by_proc.traffic()}
+    after = {each.interface: each for each in by_psutil.traffic()}
+    assert before.keys() == after.keys()
+    for name, each in before.items():
+        assert after[name].received_bytes >= each.received_bytes
+        assert after[name].sent_bytes >= each.sent_bytes
+
+
+def test_without_psutil_proc_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    assert isinstance(machines.of(Path("/")), machines._Proc)

@@ -1,4 +1,4 @@
-"""Telemetry of the agent's own machine, read from /proc and /sys.
+"""Telemetry of the agent's own machine (``machine``), its disk and its thermal zones.
 
 What the kernel does not offer (no thermal zone, no such file) gives no reading, never a zero.
 Values keep the resolution of their origin: a ratio of clock ticks has four decimals, not sixteen.
@@ -15,15 +15,10 @@ from pathlib import Path
 
 from scout_edge import clock
 from scout_edge.config import SystemSettings
-from scout_edge.sources import SourceContext, SourceKind
+from scout_edge.sources import SourceContext, SourceKind, machine
 from scout_edge.sources.outlet import Outlet
 from scout_shared.wire import Reading
 
-_MEMINFO = {
-    "MemTotal": "system.memory_total_bytes",
-    "MemAvailable": "system.memory_available_bytes",
-    "SwapFree": "system.swap_free_bytes",
-}
 _BUSY_DECIMALS = 4
 
 
@@ -49,7 +44,8 @@ class SystemSource:
         self._interval_seconds = interval_seconds
         self._disk = disk
         self._root = root
-        self._ticks: tuple[int, int] | None = None
+        self._machine = machine.of(root)
+        self._spent: machine.CpuTime | None = None
 
     def open(self) -> None:
         """Nothing to take."""
@@ -73,19 +69,23 @@ class SystemSource:
         return [Reading(metric, now_ms, value) for metric, value in self._values()]
 
     def _values(self) -> Iterator[tuple[str, float]]:
-        for minutes, load in zip((1, 5, 15), self._text("proc/loadavg").split(), strict=False):
-            yield f"system.load_{minutes}_minutes", float(load)
+        here = self._machine
+        for minutes, load in zip((1, 5, 15), here.load(), strict=False):
+            yield f"system.load_{minutes}_minutes", load
         busy = self._busy_ratio()
         if busy is not None:
             yield "system.cpu_busy_ratio", busy
-        for line in self._text("proc/meminfo").splitlines():
-            name, _, rest = line.partition(":")
-            if name in _MEMINFO:
-                yield _MEMINFO[name], float(int(rest.split()[0]) * 1024)
-        uptime = self._text("proc/uptime").split()
-        if uptime:
-            yield "system.uptime_seconds", float(uptime[0])
-        yield from self._network()
+        memory = here.memory()
+        for name, number in memory._asdict().items():
+            if number is not None:
+                word = "" if name.startswith("swap") else "memory_"
+                yield f"system.{word}{name}_bytes", float(number)
+        uptime = here.uptime_seconds()
+        if uptime is not None:
+            yield "system.uptime_seconds", round(uptime, 2)
+        for interface, received, sent in here.traffic():
+            yield f"system.network.{interface}.received_bytes", float(received)
+            yield f"system.network.{interface}.sent_bytes", float(sent)
         try:
             disk = os.statvfs(self._disk)
         except OSError:
@@ -104,28 +104,13 @@ class SystemSource:
 
     def _busy_ratio(self) -> float | None:
         """Share of CPU time not idle since the last sample; None at the first one."""
-        fields = self._text("proc/stat").partition("\n")[0].split()
-        if len(fields) < 6 or fields[0] != "cpu":
-            return None
-        ticks = [int(field) for field in fields[1:9]]  # guest time is within user time
-        total, idle = sum(ticks), ticks[3] + ticks[4]  # idle, iowait
-        before, self._ticks = self._ticks, (total, idle)
-        if before is None or total <= before[0]:
+        now = self._machine.cpu_time()
+        before, self._spent = self._spent, now
+        if now is None or before is None or now.total <= before.total:
             return None
         # iowait may go backwards: a ratio above 1 would be a defect of the kernel's counting.
-        busy = 1 - (idle - before[1]) / (total - before[0])
+        busy = 1 - (now.idle - before.idle) / (now.total - before.total)
         return round(min(1.0, max(0.0, busy)), _BUSY_DECIMALS)
-
-    def _network(self) -> Iterator[tuple[str, float]]:
-        for line in self._text("proc/net/dev").splitlines()[2:]:
-            interface, _, rest = line.partition(":")
-            fields = rest.split()
-            if interface.strip() != "lo" and len(fields) >= 9:
-                yield f"system.network.{interface.strip()}.received_bytes", float(fields[0])
-                yield f"system.network.{interface.strip()}.sent_bytes", float(fields[8])
-
-    def _text(self, path: str) -> str:
-        return _text(self._root / path)
 
 
 def _text(path: Path) -> str:
