@@ -130,6 +130,9 @@ def test_a_gap_declares_its_records_once() -> None:
     found.readings[f"chaos.{LABEL}"][3] = [Row(2, 9, instant(3))]
     found.readings[f"chaos.{LABEL}"][4] = [Row(3, 1, instant(4))]
     assert "2 records are missing where 1 were given up" in judged(found, "damaged").lost[0]
+    verdict = judged(found, "damaged", extent_unknown=True)
+    assert verdict.right
+    assert (verdict.given_up, verdict.unknown_extent) == (1, 1)
 
 
 def test_a_gap_that_nothing_led_to_is_wrong() -> None:

@@ -140,7 +140,10 @@ def judge(
                 verdict.lost += [f"{word} {one.label} {number}" for number in lost]
         _times(verdict, one, documents, readings)
     declared = sum(gap.records for gap in held.gaps)
-    if verdict.given_up > declared:  # several runs may claim one gap
+    more = verdict.given_up - declared  # several runs may claim one gap
+    if more > 0 and extent_unknown:
+        verdict.given_up, verdict.unknown_extent = declared, verdict.unknown_extent + more
+    elif more > 0:
         verdict.lost.append(
             f"{device_id}: {verdict.given_up} records are missing where {declared} were given up"
         )
