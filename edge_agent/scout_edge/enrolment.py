@@ -89,8 +89,9 @@ def enrol(
     try:
         hub_ca = ca.read_text("ascii") if ca is not None else ""
     except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not PEM"
         raise ConfigError(
-            f"--ca {ca} cannot be used: {error}", "give a PEM file that the agent's user may read"
+            f"--ca {ca} cannot be used: {why}", "give a PEM file that the agent's user may read"
         ) from error
     draft.keep()
     said = _ask(hub, ca, draft.request(token, device_id))
