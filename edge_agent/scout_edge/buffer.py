@@ -24,14 +24,13 @@ import queue
 import sqlite3
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Any, NamedTuple, Self, TypeVar, overload
+from types import TracebackType
+from typing import Any, Self, TypeVar, overload
 
 from scout_edge import acceptance, database, fork, journal, tables
 from scout_edge.acceptance import Accepted, Append, KeyReusedError, Offset
@@ -39,6 +38,8 @@ from scout_edge.buffer_status import BufferStatus, status_of
 from scout_edge.journal import Journal
 from scout_edge.privacy import Privacy
 from scout_edge.room import REJECT, THIN, Limits, Room
+from scout_edge.sealed import NOTHING, SealedSegments, StoredSegment
+from scout_edge.tail import TAIL_KINDS
 from scout_shared import logs
 from scout_shared.errors import PermanentError, ScoutError, TransientError
 from scout_shared.messages import NONCE_BYTES, Fork, Opening, Receipt
@@ -50,7 +51,6 @@ __all__ = [
     "Buffer",
     "KeyReusedError",
     "Offset",
-    "SegmentOutline",
     "StoredSegment",
 ]
 
@@ -63,30 +63,6 @@ _RESERVED_PAGES = 16  # sealing frees the tail's pages first and needs about as 
 _GIVE_UP_SEGMENTS = 8  # per transaction: possible on an almost full disk (measured)
 _VACUUM_PAGES = 256  # given back to the file system at once: 1 MB
 _NO_LIMITS = Limits()
-_NOTHING: Mapping[int, int] = MappingProxyType({})
-
-
-@dataclass(frozen=True, slots=True)
-class StoredSegment:
-    """A sealed segment as it stands in the file and as it is sent."""
-
-    first_sequence: int
-    records: int
-    kind: int
-    body: bytes
-
-    @property
-    def last_sequence(self) -> int:
-        """Sequence of the last record."""
-        return self.first_sequence + self.records - 1
-
-
-class SegmentOutline(NamedTuple):
-    """Where a sealed segment stands, without its bytes."""
-
-    first_sequence: int
-    last_sequence: int
-    kind: int
 
 
 class Buffer:
@@ -125,7 +101,6 @@ class Buffer:
         self._max_pages = 0
         self._group_seconds = group_commit_seconds
         self._metrics_known: set[str] = set()
-        self._ranges: tuple[tuple[int, int], ...] = ()
         self._damaged: set[int] = set()
         self._stale = False  # a transaction failed: the journal is ahead of the file
         self._freed = False  # segments were deleted since the last look at the file's size
@@ -135,7 +110,6 @@ class Buffer:
         self._settled = False
         self._closing = threading.Lock()
         self._closed = False
-        self._reading = threading.Lock()
         try:
             self._resources = self._acquired(zone)
         except TransientError:
@@ -160,7 +134,8 @@ class Buffer:
                 self._load()
                 self._open()
             database.note_made(path)
-            self._reader = stack.enter_context(contextlib.closing(database.open_reader(path)))
+            self.sealed = stack.enter_context(contextlib.closing(SealedSegments(path)))
+            """What the hub does not hold yet."""
             return stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -182,8 +157,7 @@ class Buffer:
             self._closed = True
             self._jobs.put(None)
         self._thread.join()
-        with self._reading:
-            self._resources.close()
+        self._resources.close()
 
     # -- for sources ----------------------------------------------------------------------------
 
@@ -242,7 +216,7 @@ class Buffer:
 
     def offset(self, source: str) -> str | None:
         """The state that was last committed for ``source``, or None."""
-        row = self._read("select state from sources where name = ?", (source,))
+        row = self.sealed.row("select state from sources where name = ?", (source,))
         return None if row is None else str(row[0])
 
     def adopt(
@@ -278,20 +252,20 @@ class Buffer:
         """Who wrote this file, newest last; that is this writer, unless the disk is full."""
         return self._lineage
 
-    def unsealed_seconds(self) -> float:
+    def unsealed_seconds(self, kinds: Sequence[int] = TAIL_KINDS) -> float:
         """Age of the oldest unsealed record; 0 when there is none."""
-        return max(0.0, time.monotonic() - self._unsealed_since)
+        return max(0.0, time.monotonic() - min(self._unsealed_since[kind] for kind in kinds))
 
-    def seal(self, min_age_seconds: float = 0.0) -> int:
+    def seal(self, min_age_seconds: float = 0.0, kinds: Sequence[int] = TAIL_KINDS) -> int:
         """Seal unsealed records that are this old; returns how many. Raises TransientError."""
-        return self._submit(lambda: self._journal.seal(min_age_seconds))
+        return self._submit(lambda: self._journal.seal(min_age_seconds, kinds))
 
     def segments_after(
         self,
         sequence: int,
         limit_bytes: int,
         limit: int = 16,
-        sent: Mapping[int, int] = _NOTHING,
+        sent: Mapping[int, int] = NOTHING,
     ) -> list[StoredSegment]:
         """The next sealed segments after ``sequence``, oldest first, without those at the hub.
 
@@ -307,84 +281,12 @@ class Buffer:
             TransientError: the disk fails.
         """
         while True:
-            found, damaged = self._read_segments(sequence, limit_bytes, limit, sent)
+            found, damaged = self.sealed.after(sequence, limit_bytes, limit, sent)
             if not damaged:
                 return found
             self._damaged.add(damaged)
             records = self._submit(partial(self._journal.give_up_damaged, damaged))
             log.error("segment.damaged", first_sequence=damaged, given_up_records=records)
-
-    def _read_segments(
-        self, sequence: int, limit_bytes: int, limit: int, sent: Mapping[int, int]
-    ) -> tuple[list[StoredSegment], int]:
-        """As ``segments_after``; and the first sequence of a damaged one on the way, or 0."""
-        found: list[StoredSegment] = []
-        size = 0
-        with self._reader_used():
-            while row := self._reader.execute(
-                # From the last one that starts at or before: a watermark in the middle of a
-                # segment does not cover it.
-                "select first_sequence, records, kind, crc, body from segments"
-                " where first_sequence >= (select coalesce(max(first_sequence), 0) from segments"
-                " where first_sequence <= ?1 + 1) and first_sequence + records - 1 > ?1"
-                " order by first_sequence limit 1",
-                (sequence,),
-            ).fetchone():
-                first, records, kind, crc, body = row
-                sequence = first + records - 1
-                if covered := self._covered_until(first, sequence):
-                    sequence = covered
-                elif sent.get(first, 0) >= sequence:
-                    pass
-                elif zlib.crc32(body) != crc:
-                    return [], first
-                elif len(found) == limit or (found and size + len(body) > limit_bytes):
-                    break
-                else:
-                    found.append(StoredSegment(first, records, kind, body))
-                    size += len(body)
-        return found, 0
-
-    def outlines_after(
-        self, sequence: int, limit: int, sent: Mapping[int, int]
-    ) -> list[SegmentOutline]:
-        """What stands after ``sequence``, as ``segments_after`` finds it, without the bytes.
-
-        A look-up by key for each one found or in ``sent`` and each range at the hub, however long
-        the backlog is. Raises TransientError.
-        """
-        found: list[SegmentOutline] = []
-        with self._reader_used():
-            while len(found) < limit and (
-                row := self._reader.execute(
-                    "select first_sequence, records, kind from segments"
-                    " where first_sequence > ? order by first_sequence limit 1",
-                    (sequence,),
-                ).fetchone()
-            ):
-                first, records, kind = row
-                sequence = first + records - 1
-                if covered := self._covered_until(first, sequence):
-                    sequence = covered
-                elif sent.get(first, 0) < sequence:
-                    found.append(SegmentOutline(first, sequence, kind))
-        return found
-
-    def newest_start(self, segments: int) -> int:
-        """First sequence of the newest that many segments; 0: there are none sealed.
-
-        Reads that many keys from the end, whatever stands before. Raises TransientError.
-        """
-        row = self._read(
-            "select min(first_sequence) from (select first_sequence from segments"
-            " order by first_sequence desc limit ?)",
-            (segments,),
-        )
-        return int(row[0] or 0)
-
-    def _covered_until(self, first: int, last: int) -> int:
-        """End of the committed range that holds all of first..last, or 0."""
-        return next((high for low, high in self._ranges if low <= first and last <= high), 0)
 
     def apply_receipt(self, receipt: Receipt) -> int:
         """Delete what the watermark covers; remember the ranges above it.
@@ -409,7 +311,7 @@ class Buffer:
                 f"{self.path} is an older copy of itself or has a twin: nothing is deleted; keep"
                 " the file, start with a new one, and tell the engineer on call",
             )
-        self._ranges = _union(self._ranges, receipt.ranges, self._watermark)
+        self.sealed.committed(receipt.ranges, self._watermark)
         while deleted == journal.DELETE_SEGMENTS:
             # A transaction per chunk: short enough for the appends that wait beside it.
             deleted = self._submit(self._journal.delete_covered)
@@ -431,7 +333,8 @@ class Buffer:
 
     def _leave(self, meant: Fork) -> None:
         fork.leave(self._writer, self._journal, self.path, self.calendar.zone, meant)
-        self._ranges, self._given_up_to = (), 0
+        self.sealed.forget()
+        self._given_up_to = 0
 
     def _receive(self, receipt: Receipt) -> tuple[int, int, bool]:
         before = self._journal.watermark
@@ -443,8 +346,8 @@ class Buffer:
 
     def status(self) -> BufferStatus:
         """Numbers for hello, status and metrics."""
-        with self._reader_used():
-            return status_of(self._reader, self.path, self._limits.max_bytes, len(self._damaged))
+        with self.sealed.reader() as reader:
+            return status_of(reader, self.path, self._limits.max_bytes, len(self._damaged))
 
     # -- the writer -----------------------------------------------------------------------------
 
@@ -682,22 +585,6 @@ class Buffer:
         except sqlite3.Error as error:  # a matter of tidiness: what was accepted is not touched
             log.warning("buffer.shrink_failed", error=str(error))
 
-    # -- the reader -----------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _reader_used(self) -> Iterator[None]:
-        with self._reading:
-            if self._closed:
-                raise TransientError("the buffer is closed")
-            try:
-                yield
-            except sqlite3.Error as error:
-                raise database.in_use(error, self.path) from error
-
-    def _read(self, query: str, parameters: tuple[Any, ...]) -> Any:
-        with self._reader_used():
-            return self._reader.execute(query, parameters).fetchone()
-
 
 @dataclass(slots=True)
 class _Job:
@@ -716,18 +603,3 @@ def _pages_needed(work: Append) -> int:
             len(document.body) for document in work.records if isinstance(document, Document)
         )
     return size // database.PAGE_BYTES + 2
-
-
-def _union(
-    old: tuple[tuple[int, int], ...], new: tuple[tuple[int, int], ...], watermark: int
-) -> tuple[tuple[int, int], ...]:
-    """Ranges above the watermark, joined and ascending: what the hub has said it committed."""
-    joined: list[tuple[int, int]] = []
-    for low, high in sorted((*old, *new)):
-        if high <= watermark:
-            continue
-        if joined and low <= joined[-1][1] + 1:
-            joined[-1] = joined[-1][0], max(joined[-1][1], high)
-        else:
-            joined.append((low, high))
-    return tuple(joined)

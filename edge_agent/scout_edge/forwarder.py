@@ -38,12 +38,13 @@ from typing import NoReturn
 import aiomqtt
 
 from scout_edge import boots, clock
-from scout_edge.buffer import Buffer, StoredSegment
+from scout_edge.buffer import Buffer
 from scout_edge.config import DeviceSettings, HubSettings, MqttSettings
 from scout_edge.link_https import HttpsLink
 from scout_edge.metrics import AgentMetrics
 from scout_edge.remote import Remote
 from scout_edge.schedule import Flight, Schedule
+from scout_edge.sealed import StoredSegment
 from scout_edge.ways import Ways
 from scout_shared import __version__, logs, topics
 from scout_shared.errors import ConfigError, PermanentError, TransientError, WireError

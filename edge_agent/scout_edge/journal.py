@@ -306,10 +306,11 @@ class Journal:
 
     # -- sealing --------------------------------------------------------------------------------
 
-    def seal(self, min_age_seconds: float) -> int:
+    def seal(self, min_age_seconds: float, kinds: Sequence[int] = TAIL_KINDS) -> int:
         """Seal each tail whose oldest record is that old. Returns the number of records sealed."""
         before, now = self.next_sequence, time.monotonic()
-        for kind, tail in self._tails.items():
+        for kind in kinds:
+            tail = self._tails[kind]
             if tail.records and now - tail.since >= min_age_seconds:
                 self._seal(kind, tail, 0, len(tail.records))
                 self._restart(kind, tail, [])
@@ -375,9 +376,9 @@ class Journal:
         if rest:
             self._stage(kind, rest, clock.wall_ms(), time.monotonic())
 
-    def unsealed_since(self) -> float:
-        """Monotonic seconds when the oldest unsealed record was accepted; inf: there is none."""
-        return min((t.since for t in self._tails.values() if t.records), default=math.inf)
+    def unsealed_since(self) -> dict[int, float]:
+        """Per kind of tail, monotonic seconds when its oldest record was accepted; inf: none."""
+        return {kind: t.since if t.records else math.inf for kind, t in self._tails.items()}
 
     # -- giving up ------------------------------------------------------------------------------
 

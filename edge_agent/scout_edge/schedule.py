@@ -23,7 +23,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from scout_edge.buffer import Buffer, StoredSegment
+from scout_edge.buffer import Buffer
+from scout_edge.sealed import StoredSegment
 from scout_shared.wire import DOCUMENTS
 
 AHEAD = 16
@@ -96,14 +97,14 @@ class Schedule:
         if self._live == self._backlog:
             self._skips, self._live_start = 0, self._live
         sent = self._last_sequences()
-        ahead = self._buffer.outlines_after(self._live, AHEAD, sent)
-        newest = self._buffer.newest_start(NEWEST)
+        ahead = self._buffer.sealed.outlines_after(self._live, AHEAD, sent)
+        newest = self._buffer.sealed.newest_start(NEWEST)
         behind = len(ahead) == AHEAD and ahead[-1].last_sequence < newest
         first = held and self._live == self._backlog < newest - 1
         if first or (behind and self._skips < MAX_SKIPS):
             self._skips += 1
             self._live = self._live_start = newest - 1
-            ahead = self._buffer.outlines_after(self._live, AHEAD, sent)
+            ahead = self._buffer.sealed.outlines_after(self._live, AHEAD, sent)
         elif ahead:
             # What was sent or is at the hub is not looked at again.
             self._live = max(self._live, min(s.first_sequence for s in ahead) - 1)

@@ -257,10 +257,12 @@ def test_damage_that_is_found_while_running_is_believed_at_the_next_start(path: 
     """The check at the start is short and may miss it."""
     epoch, segments = filled(path)
     with Buffer(path, zone=ZONE) as buffer:
-        buffer._reader.execute("pragma cache_size = 0")
+        buffer.sealed.row("pragma cache_size = 0", ())
         content = path.read_bytes()
-        roots = dict(buffer._reader.execute("select name, rootpage from sqlite_schema"))
-        at = (roots["segments"] - 1) * PAGE_BYTES
+        (root,) = buffer.sealed.row(
+            "select rootpage from sqlite_schema where name = ?", ("segments",)
+        )
+        at = (root - 1) * PAGE_BYTES
         path.write_bytes(content[:at] + b"\xff" * PAGE_BYTES + content[at + PAGE_BYTES :])
         with pytest.raises(DamagedError, match="restart the agent"):
             buffer.segments_after(0, 1 << 20)

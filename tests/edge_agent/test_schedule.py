@@ -185,7 +185,7 @@ def test_while_the_backlog_is_held_only_what_is_new_flows(buffer: Buffer) -> Non
 def test_a_segment_that_grew_into_a_longer_gap_is_sent_again(buffer: Buffer) -> None:
     seal(buffer, 3)
     assert buffer.segments_after(0, 1 << 20, 16, {1: 1, 2: 1})[0].first_sequence == 2
-    outlines = buffer.outlines_after(0, AHEAD, {1: 1})
+    outlines = buffer.sealed.outlines_after(0, AHEAD, {1: 1})
     assert [s.first_sequence for s in outlines] == [2, 3]
 
 
