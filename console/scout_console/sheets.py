@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scout_console.values import (
@@ -226,7 +226,7 @@ def device_facts(
     return (
         ("Last heard", heard),
         ("First seen", _since(d.first_seen_at, now, clock)),
-        ("Backlog", cells["Backlog"]),
+        ("Backlog", _waiting(cells["Backlog"], detail.counters)),
         ("Oldest unsent", cells["Oldest unsent"]),
         ("Buffer on disk", aged(_kept(d), told_age, stale=told)),
         ("Clock skew", cells["Clock skew"]),
@@ -240,6 +240,13 @@ def device_facts(
         ("Quarantine", cells["Quarantine"]),
         ("Given up", _alarming(d.given_up_records)),
     )
+
+
+def _waiting(backlog: Said, counters: Mapping[str, int]) -> Said:
+    """The backlog, and whether it waits because a metered line's bytes of the day are used up."""
+    if not 0 < counters.get("budget_bytes", 0) <= counters.get("budget_used_bytes", 0):
+        return backlog
+    return dataclasses.replace(backlog, text=f"{backlog.text}, only sales are sent until tomorrow")
 
 
 def _kept(d: answers.Device) -> Said:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from scout_edge import boots, forwarder, notify, recovery, status
+from scout_edge.allowance import Allowance
 from scout_edge.buffer import Buffer
 from scout_edge.config import EdgeSettings
 from scout_edge.database import DamagedError
@@ -39,6 +40,7 @@ from scout_shared.orders import Report
 _MAX_DELAY_SECONDS = 60.0
 _KNOCK_SECONDS = 10.0  # the watchdog's question to the door; systemd waits 60 s
 _DRAIN_SECONDS = 60.0  # what the hub's command may take
+_RETENTION_SECONDS = 60.0  # between two looks at what may not wait any longer
 _JOIN_SECONDS = 5.0  # a source that does not stop in this time is left behind: it is a daemon
 
 log = logs.get("agent")
@@ -58,7 +60,12 @@ class Agent:
         self.buffer = _open_buffer(settings)
         try:
             self.metrics = AgentMetrics(self.buffer)
-            self.forwarder = _forwarder(settings, self.buffer, self.metrics, orders=remote)
+            self.allowance = Allowance(self.buffer, settings.mqtt.budget_bytes_per_day)
+            self.metrics.budget.set(self.allowance.bytes_per_day)
+            self.metrics.budget_used.set_function(lambda: self.allowance.used)
+            self.forwarder = _forwarder(
+                settings, self.buffer, self.metrics, self.allowance, orders=remote
+            )
             self._outlets: dict[str, Outlet] = {}
             self.sources = [
                 self._source(name, source)
@@ -99,6 +106,7 @@ class Agent:
         """
         with contextlib.ExitStack() as stack:
             stack.callback(self.buffer.close)
+            stack.callback(self.allowance.keep)
             for source in self.sources:
                 stack.callback(source.close)
                 source.open()
@@ -136,6 +144,7 @@ class Agent:
             next_sequence=self.buffer.next_sequence,
         )
         timing = asyncio.create_task(self._watch_clock(), name="clock")
+        retaining = asyncio.create_task(_retain(self.settings, self.buffer), name="retention")
         manager.say(notify.READY)
         watching = asyncio.create_task(
             notify.watch(manager, functools.partial(self.alive, threads)), name="watchdog"
@@ -150,15 +159,16 @@ class Agent:
             for thread in threads:
                 await asyncio.to_thread(thread.join, _JOIN_SECONDS)
             if self.forwarder.state.connected and not forwarding.done():
-                await self.forwarder.drain(self.settings.mqtt.drain_seconds)
+                await self.forwarder.drain(self.settings.mqtt.drain_seconds, metered=True)
         finally:
             ending.set()
             tasks.cancel()
             watching.cancel()
             recovering.cancel()
             timing.cancel()
+            retaining.cancel()
             ended = await asyncio.gather(
-                tasks, watching, recovering, timing, return_exceptions=True
+                tasks, watching, recovering, timing, retaining, return_exceptions=True
             )
             # A defect in them must be seen, and stop nothing else.
             failures += [error for error in ended if isinstance(error, Exception)]
@@ -196,11 +206,7 @@ class Agent:
     async def _perform(self, command: str) -> Report | None:
         """Do what the hub orders, and say how it went; ``drain`` or ``diagnostics``."""
         if command == "drain":
-            seconds = self.forwarder.seal_seconds
-            try:
-                done = await self.forwarder.drain(_DRAIN_SECONDS)
-            finally:
-                self.forwarder.seal_seconds = seconds
+            done = await self.forwarder.drain(_DRAIN_SECONDS)
             left = self.buffer.status().backlog_records
             return Report("command", "", "done" if done else "failed", "", {"left_records": left})
         from scout_edge import doctor  # late: the agent itself does not need it in memory
@@ -226,7 +232,7 @@ class Agent:
         while True:
             self.forwarder.forked.clear()
             for path in recovery.waiting(self.settings.buffer.path):
-                await _deliver(self.settings, path, math.inf)
+                await _deliver(self.settings, path, math.inf, self.allowance, metered=True)
             await self.forwarder.forked.wait()
 
     def _supervise(
@@ -306,6 +312,8 @@ class Agent:
             "mqtt_error": link.mqtt_error,
             "hub_answers": link.connected and self.forwarder.heard,
             "copied": link.copied,
+            "budget_bytes": self.allowance.bytes_per_day,
+            "budget_used_bytes": self.allowance.used,
             "credit": link.credit,
             "in_flight_segments": link.in_flight,
             "hub_time_ms": link.hub_time_ms,
@@ -325,15 +333,18 @@ async def drain(settings: EdgeSettings, timeout_seconds: float) -> int:
         ConfigError: the agent is running, or the buffer cannot be used.
         TransientError: all records are there, but not yet the count of what was accepted.
     """
-    with _open_buffer(settings) as buffer:
-        sending = _forwarder(settings, buffer, AgentMetrics(buffer))
+    with contextlib.ExitStack() as stack:
+        buffer = stack.enter_context(_open_buffer(settings))
+        allowance = Allowance(buffer, settings.mqtt.budget_bytes_per_day)
+        stack.callback(allowance.keep)
+        sending = _forwarder(settings, buffer, AgentMetrics(buffer), allowance)
         forwarding = asyncio.create_task(sending.run(), name="forwarder")
         try:
             await sending.drain(timeout_seconds)
         finally:
             await forwarder.stopped(forwarding)
         for path in recovery.waiting(settings.buffer.path):
-            if records := await _deliver(settings, path, timeout_seconds):
+            if records := await _deliver(settings, path, timeout_seconds, allowance):
                 return records
         left = buffer.status()
         if left.ledger and not left.backlog_records:
@@ -377,18 +388,39 @@ def _open_buffer(settings: EdgeSettings) -> Buffer:
     )
 
 
-async def _deliver(settings: EdgeSettings, path: Path, timeout_seconds: float) -> int:
+async def _retain(settings: EdgeSettings, buffer: Buffer) -> None:
+    """Give up documents that have waited for longer than they may be kept, until cancelled."""
+    days = settings.privacy.retention_days
+    while days:
+        try:
+            await asyncio.to_thread(buffer.give_up_expired, days)
+        except TransientError as error:
+            log.warning("retention.postponed", reason=error.message)
+        await asyncio.sleep(_RETENTION_SECONDS)
+
+
+async def _deliver(
+    settings: EdgeSettings,
+    path: Path,
+    timeout_seconds: float,
+    allowance: Allowance,
+    *,
+    metered: bool = False,
+) -> int:
     """Send a recovered buffer, delete it when the hub has confirmed all; returns what is left."""
     left = 1
     # It takes nothing new, so it needs no more room than it has, and some to seal.
     most = settings.buffer.max_bytes + await asyncio.to_thread(recovery.size, path)
     try:
         with Buffer(path, zone=recovery.zone_of(path), limits=Limits(most)) as buffer:
-            sending = _forwarder(settings, buffer, AgentMetrics(buffer), recovered=True)
+            measured = AgentMetrics(buffer)
+            sending = _forwarder(settings, buffer, measured, allowance, recovered=True)
             forwarding = asyncio.create_task(sending.run(), name="forwarder-recovered")
+            retaining = asyncio.create_task(_retain(settings, buffer), name="retention-recovered")
             try:
-                done = await sending.drain(timeout_seconds)
+                done = await sending.drain(timeout_seconds, metered=metered)
             finally:
+                retaining.cancel()
                 await forwarder.stopped(forwarding)
             left = 0 if done else buffer.status().backlog_records or 1
     except* DamagedError as group:
@@ -408,6 +440,7 @@ def _forwarder(
     settings: EdgeSettings,
     buffer: Buffer,
     measured: AgentMetrics,
+    allowance: Allowance,
     *,
     recovered: bool = False,
     orders: Remote | None = None,
@@ -422,4 +455,5 @@ def _forwarder(
         recovered=recovered,
         damaged_files=len(recovery.damaged_files(settings.buffer.path)),
         orders=orders,
+        allowance=allowance,
     )

@@ -32,11 +32,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
-from scout_edge import acceptance, database, fork, journal, tables
+from scout_edge import acceptance, clock, database, fork, journal, tables
 from scout_edge.acceptance import Accepted, Append, KeyReusedError, Offset
 from scout_edge.buffer_status import BufferStatus, status_of
 from scout_edge.journal import Journal
-from scout_edge.privacy import Privacy
+from scout_edge.privacy import EXPIRED, Privacy
 from scout_edge.room import REJECT, THIN, Limits, Room
 from scout_edge.sealed import NOTHING, SealedSegments, StoredSegment
 from scout_edge.tail import TAIL_KINDS
@@ -61,6 +61,7 @@ _GROUP_APPENDS = 256  # per transaction: bounds its memory and the wait of the f
 _READING_BYTES = 24  # in the tail; 2 when sealed
 _RESERVED_PAGES = 16  # sealing frees the tail's pages first and needs about as many
 _GIVE_UP_SEGMENTS = 8  # per transaction: possible on an almost full disk (measured)
+_DAY_MS = 24 * 3600 * 1000
 _VACUUM_PAGES = 256  # given back to the file system at once: 1 MB
 _NO_LIMITS = Limits()
 
@@ -343,6 +344,26 @@ class Buffer:
         self._freed = self._freed or moved > 0
         deleted = self._journal.delete_covered() if moved else 0
         return moved, deleted, self._journal.fenced
+
+    def give_up_expired(self, days: float) -> int:
+        """Give up documents that wait for longer than ``days``; returns the records, declared.
+
+        Only while the kernel vouches for the clock, and only what is known to be that old.
+        Raises TransientError.
+        """
+        if not clock.synced():
+            return 0
+        until = self.sealed.documents_sealed_before(clock.wall_ms() - round(days * _DAY_MS))
+        total = 0
+        while until and (
+            records := self._submit(
+                partial(self._journal.give_up_documents, until, _GIVE_UP_SEGMENTS, EXPIRED)
+            )
+        ):
+            total += records
+        if total:
+            log.warning("documents.expired", records=total, days=days)
+        return total
 
     def status(self) -> BufferStatus:
         """Numbers for hello, status and metrics."""

@@ -22,6 +22,8 @@ from scout_shared import settings, topics
 from scout_shared.errors import ConfigError
 from scout_shared.zones import BusinessCalendar
 
+HELLO_BYTES = 1_200
+"""About a hello and the receipt that answers it (measured: 1,050; more after many restarts)."""
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
@@ -112,6 +114,10 @@ class MqttSettings:
     live_share_ratio: float = 0.25
     """Share of what is sent that goes to the newest records, sales first, while there is a backlog;
     the rest of it goes oldest first. 0: oldest first only. Default 0.25."""
+    budget_bytes_per_day: int = 0
+    """Bytes of messages, either way, that a metered link may carry in a day of the store, without
+    what TCP and TLS add. When they are used up, readings wait for the next day; sales and hellos
+    go on. 0: no limit. Default 0."""
     storm_guard_seconds: float = 0.0
     """After a start or an outage of two minutes the backlog waits for a random time up to this, so
     that a chain does not come back at one second; what is new goes at once. Default 0."""
@@ -299,6 +305,7 @@ def check(path: Path, document: Mapping[str, Any], environ: Mapping[str, str]) -
         raise ConfigError(
             f"[mqtt] live_share_ratio {loaded.mqtt.live_share_ratio} cannot be", "give 0 to 1"
         )
+    _check_budget(loaded.mqtt)
     settings.check_port("[mqtt] port", loaded.mqtt.port, 1)
     if (
         loaded.hub.fallback
@@ -312,6 +319,24 @@ def check(path: Path, document: Mapping[str, Any], environ: Mapping[str, str]) -
     _check_host(loaded.mqtt.host)
     _check_tls(loaded.mqtt)
     return loaded
+
+
+def _check_budget(mqtt: MqttSettings) -> None:
+    """Hellos alone must leave most of it to what the device has to say."""
+    budget = mqtt.budget_bytes_per_day
+    if not budget:
+        return
+    if budget < 0:
+        raise ConfigError(
+            f"[mqtt] budget_bytes_per_day {budget} cannot be", "give bytes, or 0 for no limit"
+        )
+    hellos = int(86_400 / mqtt.heartbeat_seconds * HELLO_BYTES)
+    if hellos > budget / 2:
+        raise ConfigError(
+            f"[mqtt] budget_bytes_per_day {budget} is too small: a hello every"
+            f" {mqtt.heartbeat_seconds:g} s with its receipt is {hellos} bytes a day",
+            f"give at least {2 * hellos} bytes, or a longer heartbeat_seconds",
+        )
 
 
 def _check_host(host: str) -> None:

@@ -38,6 +38,7 @@ from typing import NoReturn
 import aiomqtt
 
 from scout_edge import boots, clock
+from scout_edge.allowance import Allowance
 from scout_edge.buffer import Buffer
 from scout_edge.config import DeviceSettings, HubSettings, MqttSettings
 from scout_edge.link_https import HttpsLink
@@ -45,10 +46,12 @@ from scout_edge.metrics import AgentMetrics
 from scout_edge.remote import Remote
 from scout_edge.schedule import Flight, Schedule
 from scout_edge.sealed import StoredSegment
+from scout_edge.tail import TAIL_KINDS
 from scout_edge.ways import Ways
 from scout_shared import __version__, logs, topics
 from scout_shared.errors import ConfigError, PermanentError, TransientError, WireError
 from scout_shared.messages import Hello, Receipt, status_message
+from scout_shared.wire import DOCUMENTS
 
 WINDOW = 16  # measured: more in flight gains nothing
 _PUBLISHES_AT_ONCE = 8
@@ -102,6 +105,7 @@ class Forwarder:
         damaged_files: int = 0,
         orders: Remote | None = None,
         hub: HubSettings | None = None,
+        allowance: Allowance | None = None,
     ) -> None:
         self.buffer = buffer
         self.metrics = measured
@@ -123,6 +127,9 @@ class Forwarder:
         self.backlog_from = -math.inf
         """Loop time before which only what is new is sent."""
         self.draining = False
+        self.metered = True
+        """Whether the budget holds; a person who drains may go beyond it."""
+        self.allowance = allowance or Allowance(buffer, 0)
         self._tls = tls_context(mqtt)
         self.ways = Ways(hub or HubSettings())
 
@@ -170,10 +177,21 @@ class Forwarder:
             return {"url": self.ways.hub.url}
         return {"host": self.mqtt.host, "port": self.mqtt.port}
 
-    async def drain(self, timeout_seconds: float) -> bool:
-        """Send what is there, unsealed records and the ledger too. True: the hub has all of it."""
-        self.seal_seconds = 0.0
-        self.draining, self.backlog_from = True, -math.inf
+    async def drain(self, timeout_seconds: float, *, metered: bool = False) -> bool:
+        """Send what is there, unsealed records and the ledger too. True: the hub has all of it.
+
+        Args:
+            metered: the budget of the link holds: what it does not allow stays.
+        """
+        before = self.seal_seconds
+        self.seal_seconds, self.backlog_from = 0.0, -math.inf
+        self.draining, self.metered = True, metered
+        try:
+            return await self._drained(timeout_seconds)
+        finally:
+            self.seal_seconds, self.draining, self.metered = before, False, True
+
+    async def _drained(self, timeout_seconds: float) -> bool:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_seconds
         ask_at = loop.time()
@@ -186,6 +204,10 @@ class Forwarder:
                 ask_at = loop.time() + _LEDGER_SECONDS
             await asyncio.sleep(0.02)
         return True
+
+    def saving(self) -> bool:
+        """Whether only sales are sent, because the budget of the link is used up."""
+        return self.allowance.look() and self.metered
 
     def hold_backlog(self, seconds: float) -> None:
         """Send only what is new for so long."""
@@ -336,6 +358,7 @@ class _Session:
             self._alive_at = self._loop.time()
         self._awaited += 1
         try:
+            await self._forwarder.allowance.spend(len(topic) + len(payload))
             # No time-out of its own: a slow uplink is not a broken one, and ``_listen`` tells them
             # apart by the PUBACKs before it.
             await self._client.publish(topic, payload, qos=1, retain=retain, timeout=math.inf)
@@ -385,14 +408,19 @@ class _Session:
         return min(self._state.credit, 1 if self._failures else WINDOW)
 
     async def _next(self, room: int) -> list[StoredSegment]:
-        age = self._buffer.unsealed_seconds()
+        saving = self._forwarder.saving()
+        # Readings that do not go would only stand between the documents.
+        kinds = (DOCUMENTS,) if saving else TAIL_KINDS
+        age = self._buffer.unsealed_seconds(kinds)
         if age and age >= self._forwarder.seal_seconds:
-            await asyncio.to_thread(self._buffer.seal, self._forwarder.seal_seconds)
+            await asyncio.to_thread(self._buffer.seal, self._forwarder.seal_seconds, kinds)
         if self._buffer.watermark >= self._buffer.next_sequence - 1:
             return []
         async with self._taking:
             self._schedule.backlog_from = self._forwarder.backlog_from
-            return await asyncio.to_thread(self._schedule.take, room, self._loop.time())
+            return await asyncio.to_thread(
+                self._schedule.take, room, self._loop.time(), saving=saving
+            )
 
     async def _publish(self, segment: StoredSegment, flight: Flight) -> None:
         await self._publish_up(topics.DATA, segment.body)
@@ -426,6 +454,7 @@ class _Session:
     async def _receive(self) -> None:
         async for message in self._client.messages:
             self._alive_at = self._loop.time()
+            self._forwarder.allowance.took(len(message.topic.value) + len(bytes(message.payload)))
             orders = self._forwarder.orders
             if orders is not None and not message.topic.matches(f"{topics.PREFIX}/+/+/dn/ack/+"):
                 name = f"order-{message.topic.value.rpartition('/')[2]}"

@@ -432,6 +432,22 @@ class Journal:
         )
         return given_up, rows[-1][0]
 
+    def give_up_documents(self, until: int, segments: int, reason: str) -> int:
+        """Give up segments of documents that begin up to ``until``; returns their records."""
+        rows = self._db.execute(
+            "select first_sequence, records, kind, crc, body from segments"
+            " where first_sequence > ? and first_sequence <= ? and kind = ?"
+            " order by first_sequence limit ?",
+            (self.watermark, until, DOCUMENTS, segments),
+        ).fetchall()
+        return self._replace(
+            [
+                (f, n, kind, body if zlib.crc32(body) == crc else None)
+                for f, n, kind, crc, body in rows
+            ],
+            reason,
+        )
+
     def _give_up_tail(self, row_id: int, kind: int, records: int) -> None:
         """A tail row that cannot be read: its records get their sequences, in a gap."""
         kind = READINGS if kind == STAMPED else kind

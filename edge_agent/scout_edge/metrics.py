@@ -75,6 +75,16 @@ class AgentMetrics:
             "1 while HTTPS is used because MQTT does not get through.",
             registry=self.registry,
         )
+        self.budget = Gauge(
+            "scout_edge_budget_bytes",
+            "Bytes that the metered link may carry in a day; 0: no limit.",
+            registry=self.registry,
+        )
+        self.budget_used = Gauge(
+            "scout_edge_budget_used_bytes",
+            "Bytes of it that are used today.",
+            registry=self.registry,
+        )
         self.receipt_seconds = Histogram(
             "scout_edge_receipt_seconds",
             "From the broker's acknowledgement of a segment to the hub's receipt.",
@@ -102,7 +112,16 @@ class AgentMetrics:
             "source_failures": _total(self.source_failures),
             "unreadable_records": _total(self.unreadable_records),
             "clock_jumps": _total(self.clock_jumps),
+            **self._of_budget(),
         }
+
+    def _of_budget(self) -> dict[str, int]:
+        """Nothing where there is none."""
+        (budget,) = self.budget.collect()
+        (used,) = self.budget_used.collect()
+        if not (most := int(budget.samples[0].value)):
+            return {}
+        return {"budget_bytes": most, "budget_used_bytes": int(used.samples[0].value)}
 
 
 class _BufferCollector(Collector):

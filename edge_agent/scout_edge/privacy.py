@@ -7,7 +7,8 @@ reaches the disk, so it never leaves the store either.
     redact    what looks like a person's number or address in a text becomes a marker
     consent   without the time of a consent, the personal fields are left out
     block     what the document's own ``privacy`` claims is held: no face and no audio beside a
-              claim that there is none
+              claim that there is none, no shorter retention than the device's
+    retention documents that wait for longer are given up and declared, whole segments at a time
 
 A document that no rule names passes untouched, byte for byte; of one that a rule changed, every
 number keeps its digits. Applied twice is applied once. No message says a value.
@@ -33,11 +34,14 @@ from scout_shared.wire import Document
 SALT = "SCOUT_PRIVACY_SALT"
 MIN_SALT_CHARACTERS = 16
 REFUSE, REDACT = "refuse", "redact"
+EXPIRED = "expired"
+"""Reason of the gap that declares documents which waited for longer than they may be kept."""
 # 160 bits of the HMAC, in 64 characters or less: an identifier at the hub has no more.
 _HASHED = re.compile(r"hmac:[a-z0-9-]{1,16}:[0-9a-f]{40}")
 _HEX = 40
+MAX_DAYS = 3650
 _SALT_ID = re.compile(r"[a-z0-9-]{1,16}")
-_BLOCK = "privacy"
+_BLOCK, _DAYS = "privacy", "dataRetentionDays"
 
 
 def _luhn(text: str) -> bool:
@@ -112,8 +116,17 @@ class PrivacySettings:
     """Names the salt, and stands in each hash. No default when a rule hashes."""
     salt: str = settings.secret(SALT)
     """Key of the hashes, 16 characters or more. Environment only; never sent."""
+    retention_days: float = 0.0
+    """Days that documents may wait on the device; older ones are given up and declared. A document
+    whose 'privacy.dataRetentionDays' is less is refused. 0: they wait until the hub has them.
+    Default 0."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.retention_days <= MAX_DAYS:
+            raise ConfigError(
+                f"retention_days {self.retention_days} cannot be",
+                f"give 0 to {MAX_DAYS} days; 0: until the hub has them",
+            )
         if not any(rule.hash for rule in self.rules):
             return
         if len(self.salt) < MIN_SALT_CHARACTERS:
@@ -146,9 +159,33 @@ class Privacy:
 
         Raises PrivacyError naming the first that may not be.
         """
+        if self.given.retention_days:
+            for i, document in enumerate(documents):
+                self._check_retention(i, document)
         if not self.active:
             return documents
         return [self._document(i, document) for i, document in enumerate(documents)]
+
+    def _check_retention(self, i: int, document: Document) -> None:
+        """Raise PrivacyError when the device may keep it for longer than it says."""
+        if not any(part in document.body for part in (_DAYS.encode(), b"\\u")):
+            return  # without looking into it
+        try:
+            body = json.loads(document.body)
+        except (ValueError, RecursionError):
+            return  # it says nothing
+        block = body.get(_BLOCK) if isinstance(body, dict) else None
+        said = block.get(_DAYS) if isinstance(block, dict) else None
+        if said is None:
+            return
+        if type(said) not in (int, float) or not said >= self.given.retention_days:
+            days = said if type(said) in (int, float) else "an unreadable number of"
+            raise PrivacyError(
+                i,
+                f"document {i}: its privacy block allows to keep it for {days} days, this device"
+                f" may keep it for {self.given.retention_days:g}",
+                f"raise privacy.{_DAYS}, or lower [privacy] retention_days on the device",
+            )
 
     def _document(self, i: int, document: Document) -> Document:
         rules = [r for r in self.given.rules if fnmatch.fnmatchcase(document.type, r.type)]

@@ -11,10 +11,14 @@ busy live lane never takes more than its share.
 Invariant: each sealed segment is at the hub, or in ``flights``, or will be given out again. The two
 places are only short cuts: with nothing in flight and nothing found, they are searched again.
 
+While ``saving`` (the budget of a metered link is used up) only segments of documents flow.
+
 Bounded holes: a receipt carries 64 ranges above the watermark, and what lies beyond them is sent
 again. So sales of the backlog are not picked out of it (a range for each), sales of the live lane
 only out of its next ``AHEAD`` segments, and the live lane leaves readings behind to catch up with
-the newest at most ``MAX_SKIPS`` times until the backlog has reached it.
+the newest at most ``MAX_SKIPS`` times until the backlog has reached it. Documents that go alone
+leave a hole for each run of readings before them: from ``MANY_RANGES`` on each takes along a piece
+of the smallest hole, from ``MOST_RANGES`` on they wait for as many as it takes.
 Not its job: how many may be in flight, when a receipt is overdue (``forwarder``).
 """
 
@@ -32,6 +36,8 @@ AHEAD = 16
 NEWEST = 8
 """Segments before the end of the backlog where the live lane starts."""
 MAX_SKIPS = 3  # each leaves up to AHEAD / 2 holes where sales were picked out, and one more
+MANY_RANGES = 32
+MOST_RANGES = 48  # 16 may be in flight
 _FETCH_BYTES = 512 * 1024  # read from the file at once: bounds memory
 
 
@@ -59,15 +65,21 @@ class Schedule:
         self._buffer = buffer
         self._share = live_share
         self._owed = 1.0
-        self._backlog = self._live = self._live_start = buffer.watermark
+        self._backlog = self._live = self._live_start = self._saved = buffer.watermark
+        self._filled = False
         self._skips = 0
 
-    def take(self, room: int, now: float) -> list[StoredSegment]:
+    def take(self, room: int, now: float, *, saving: bool = False) -> list[StoredSegment]:
         """At most ``room`` segments to send now; they stand in ``flights``.
+
+        Args:
+            saving: only documents, and what it takes for receipts to name them.
 
         Raises:
             TransientError: the disk fails.
         """
+        if saving:
+            return self._only_documents(room)
         held = now < self.backlog_from
         self._backlog = max(self._backlog, self._buffer.watermark)
         live = self._live_lane(held=held) if self._share or held else []
@@ -90,6 +102,35 @@ class Schedule:
         self.flights.clear()
         self._backlog = self._buffer.watermark
         self._live = max(self._live_start, self._backlog)
+        self._saved = self._backlog
+
+    def _only_documents(self, room: int) -> list[StoredSegment]:
+        sealed, taken = self._buffer.sealed, list[StoredSegment]()
+        self._saved = max(self._saved, self._buffer.watermark)
+        while len(taken) < room:
+            found, after = sealed.documents_after(self._saved, 1, self._last_sequences())
+            if not found:
+                self._saved = after
+                break
+            ranges = len(sealed.ranges)
+            if ranges >= MANY_RANGES and not (self._filled and ranges < MOST_RANGES):
+                piece = self._piece_of_a_hole()
+                self._filled = True
+                taken += self._sent(piece)
+                if piece:
+                    continue
+                if ranges >= MOST_RANGES:
+                    break
+            taken += self._sent(self._fetch(found[0].first_sequence - 1, 1))
+            self._filled = False
+        return taken
+
+    def _piece_of_a_hole(self) -> list[StoredSegment]:
+        """The first segment of the smallest hole that is not wholly on its way; or none."""
+        for first, last in self._buffer.sealed.holes():
+            if (found := self._fetch(first - 1, 1)) and found[0].first_sequence <= last:
+                return found
+        return []
 
     def _live_lane(self, *, held: bool) -> list[int]:
         """First sequences of the segments that go ahead of the backlog, in order."""

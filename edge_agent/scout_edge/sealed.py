@@ -8,6 +8,7 @@ Not its job: what becomes of a damaged segment (``buffer``), which one is sent n
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sqlite3
 import threading
 import zlib
@@ -18,10 +19,16 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from scout_edge import database
-from scout_shared.errors import TransientError
-from scout_shared.wire import DOCUMENTS
+from scout_shared.errors import TransientError, WireError
+from scout_shared.wire import CLOCK_SYNCED, DOCUMENTS, HEADER, decode_header
 
 NOTHING: Mapping[int, int] = MappingProxyType({})
+_AFTER = (
+    # From the last one that starts at or before: a watermark in the middle of a segment does not
+    # cover it.
+    " from segments where first_sequence >= (select coalesce(max(first_sequence), 0) from segments"
+    " where first_sequence <= ?1 + 1) and first_sequence + records - 1 > ?1 order by first_sequence"
+)
 _LOOK_SEGMENTS = 2000  # looked through at once for documents: 10 ms, whatever the backlog
 
 
@@ -62,6 +69,8 @@ class SealedSegments:
         self._reading = threading.Lock()
         self._closed = False
         self._ranges: tuple[tuple[int, int], ...] = ()
+        self._undated = 0
+        """Documents up to this sequence do not say how old they are."""
 
     def close(self) -> None:
         """Wait for the reader that is under way; then each call raises TransientError."""
@@ -98,15 +107,14 @@ class SealedSegments:
 
     def forget(self) -> None:
         """The segments have other sequences now."""
-        self._ranges = ()
+        self._ranges, self._undated = (), 0
 
-    def smallest_hole(self) -> tuple[int, int] | None:
-        """First and last sequence of what is missing between two ranges, where it is least."""
+    def holes(self) -> list[tuple[int, int]]:
+        """First and last sequence of what is missing between ranges, the smallest first."""
         holes = [
-            (before[1] + 1, after[0] - 1)
-            for before, after in zip(self._ranges, self._ranges[1:], strict=False)
+            (before[1] + 1, after[0] - 1) for before, after in itertools.pairwise(self._ranges)
         ]
-        return min(holes, key=lambda hole: hole[1] - hole[0], default=None)
+        return sorted(holes, key=lambda hole: hole[1] - hole[0])
 
     def _committed_until(self, first: int, last: int) -> int:
         """End of the committed range that holds all of first..last, or 0."""
@@ -128,12 +136,7 @@ class SealedSegments:
         size = 0
         with self.reader() as reader:
             while row := reader.execute(
-                # From the last one that starts at or before: a watermark in the middle of a
-                # segment does not cover it.
-                "select first_sequence, records, kind, crc, body from segments"
-                " where first_sequence >= (select coalesce(max(first_sequence), 0) from segments"
-                " where first_sequence <= ?1 + 1) and first_sequence + records - 1 > ?1"
-                " order by first_sequence limit 1",
+                f"select first_sequence, records, kind, crc, body {_AFTER} limit 1",
                 (sequence,),
             ).fetchone():
                 first, records, kind, crc, body = row
@@ -187,8 +190,7 @@ class SealedSegments:
         found: list[SegmentOutline] = []
         with self.reader() as reader:
             for first, records, kind in reader.execute(
-                "select first_sequence, records, kind from segments"
-                " where first_sequence > ? order by first_sequence limit ?",
+                f"select first_sequence, records, kind {_AFTER} limit ?2",
                 (sequence, _LOOK_SEGMENTS),
             ):
                 if kind == DOCUMENTS:
@@ -199,6 +201,31 @@ class SealedSegments:
                         found.append(SegmentOutline(first, last, kind))
                 sequence = first + records - 1
         return found, sequence
+
+    def documents_sealed_before(self, instant_ms: int) -> int:
+        """Sequence up to which documents are older than ``instant_ms``; 0: none is known to be.
+
+        Only what was sealed by a clock that the kernel vouched for says how old it is; what stands
+        before it in the sequence is older still, whatever its own clock said.
+        """
+        until = 0
+        with self.reader() as reader:
+            for first, records, head in reader.execute(
+                "select first_sequence, records, substr(body, 1, ?) from segments"
+                " where first_sequence > ? and kind = ? order by first_sequence",
+                (HEADER.size, self._undated, DOCUMENTS),
+            ):
+                try:
+                    header = decode_header(head)
+                except WireError:  # whoever sends it finds out
+                    continue
+                if header.clock != CLOCK_SYNCED:
+                    self._undated = first
+                    continue
+                if header.sealed_ms >= instant_ms:
+                    break
+                until = first + records - 1
+        return until
 
     def newest_start(self, segments: int) -> int:
         """First sequence of the newest that many segments; 0: there are none sealed.

@@ -180,6 +180,13 @@ def headline(shown: dict[str, Any]) -> Headline:
                 "find the other box with this device's id; stop one of them, then restart this one",
             )
         done = "everything is confirmed by the hub" if not backlog else f"{records(backlog)} to go"
+        if backlog and 0 < shown.get("budget_bytes", 0) <= shown["budget_used_bytes"]:
+            return Headline(
+                SENDING,
+                True,
+                f"sending sales only, because today's {_bytes(shown['budget_bytes'])} of the line"
+                f" are used up; {records(backlog)} safe on this device until tomorrow.",
+            )
         if shown.get("fallback"):
             why = _ERRNO.sub("", shown["mqtt_error"])
             return Headline(
@@ -228,6 +235,9 @@ def facts(shown: dict[str, Any]) -> list[tuple[str, str]]:
         ("disk", _disk(shown)),
         ("buffer", f"{_bytes(shown['buffer_bytes'])}, {used:.1%} of what it may have"),
     ]
+    if budget := shown.get("budget_bytes"):
+        spent = shown["budget_used_bytes"]
+        found.append(("line", f"{_bytes(spent)} of today's {_bytes(budget)} used"))
     if damaged := shown["damaged_segments"]:
         found.append(("DAMAGED", f"{damaged} segments changed on the disk; declared to the hub"))
     if given_up := shown.get("given_up_records"):

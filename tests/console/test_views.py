@@ -281,14 +281,31 @@ def test_damaged_files_stand_with_the_buffer(damaged: int | None, said: str, ton
     assert (kept.text, kept.tone) == (said, tone)
 
 
-def fact(name: str, **told: Any) -> Said:
+@pytest.mark.parametrize(
+    "counters, said",
+    [
+        ({}, "1,234"),
+        ({"budget_bytes": 100, "budget_used_bytes": 99}, "1,234"),
+        (
+            {"budget_bytes": 100, "budget_used_bytes": 100},
+            "1,234, only sales are sent until tomorrow",
+        ),
+    ],
+)
+def test_a_backlog_that_waits_for_a_metered_line_says_so(
+    counters: dict[str, int], said: str
+) -> None:
+    assert fact("Backlog", counters, backlog_records=1234).text == said
+
+
+def fact(name: str, counters: dict[str, int] | None = None, **told: Any) -> Said:
     detail = answers.DeviceDetail(
         as_of=NOW,
         device=device("1", **told),
         streams=(),
         gaps=(),
         readings=(),
-        counters={},
+        counters=counters or {},
         reconciliation=(),
     )
     return dict(sheets.device_facts(detail, CLOCK, NOW))[name]

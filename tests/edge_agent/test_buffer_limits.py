@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from scout_edge import clock
 from scout_edge.buffer import Buffer
+from scout_edge.privacy import EXPIRED
 from scout_edge.room import BALLAST_BYTES, DROP_OLDEST, REJECT, THIN, Limits
 from scout_shared import wire
 from scout_shared.errors import ConfigError, TransientError
@@ -131,6 +133,56 @@ def test_a_limit_that_cannot_be_is_refused(wrong: dict[str, object]) -> None:
 
 
 # -- a small disk ---------------------------------------------------------------------------------
+
+
+def test_documents_that_waited_too_long_are_given_up_by_a_known_clock_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day_ms = 24 * 3600 * 1000
+    now_ms, vouched = 1_795_406_400_000, True
+    monkeypatch.setattr(clock, "wall_ms", lambda: now_ms)
+    monkeypatch.setattr(clock, "synced", lambda: vouched)
+    rng = random.Random(1)
+    sealed_on: list[tuple[int, bool, int]] = []
+    with Buffer(tmp_path / "edge.db", zone=ZONE) as buffer:
+
+        def seal(days_ago: int, known: bool) -> None:
+            nonlocal now_ms, vouched
+            before, vouched = now_ms, known
+            now_ms -= days_ago * day_ms
+            sealed_on.append((days_ago, known, buffer.next_sequence))
+            buffer.append_documents([sale(rng, 100), sale(rng, 100)])
+            buffer.seal()
+            buffer.append_readings(noise(rng, 10))
+            buffer.seal()
+            now_ms, vouched = before, True
+
+        for days_ago, known in [
+            (20_000, False),  # a device whose clock began in 1970
+            (40, True),
+            (2, False),  # in truth between 40 and 31 days ago
+            (31, True),
+            (29, True),
+            (20_000, False),  # nobody knows how old, but younger than the one before
+        ]:
+            seal(days_ago, known)
+        vouched = False
+        assert buffer.give_up_expired(30) == 0, "nobody vouches for the clock"
+        vouched = True
+        assert buffer.give_up_expired(30) == 8
+        kinds = [(s.first_sequence, s.kind) for s in stored(buffer)]
+        places = [place for _, _, place in sealed_on]
+        assert [place for place, kind in kinds if kind == wire.GAP] == places[:4]
+        assert [place for place, kind in kinds if kind == wire.DOCUMENTS] == places[4:]
+        assert sum(kind == wire.READINGS for _, kind in kinds) == 6
+        assert account(buffer) == (64, 8)
+        gap = next(s for s in stored(buffer) if s.kind == wire.GAP)
+        (part,) = wire.decode_gap(gap.body)
+        assert (part.records, part.reason) == (2, EXPIRED)
+        assert buffer.give_up_expired(30) == 0
+        now_ms += 2 * day_ms
+        assert buffer.give_up_expired(30) == 2, "the next one that says how old it is"
+        assert buffer.status().given_up_records == 10
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
+from scout_edge.allowance import Allowance
 from scout_edge.buffer import Buffer, StoredSegment
 from scout_edge.config import DeviceSettings, MqttSettings
 from scout_edge.forwarder import Forwarder, stopped, tls_context
@@ -25,6 +26,7 @@ from scout_edge.metrics import AgentMetrics
 from scout_edge.schedule import Schedule
 from scout_shared import wire
 from scout_shared.errors import ConfigError
+from scout_shared.wire import DOCUMENTS
 from tests.edge_agent.hub import Hub
 from tests.edge_agent.records import ZONE, contents, documents, readings, stored
 from tests.harness.process import Process
@@ -130,6 +132,66 @@ async def test_lost_repeated_and_reordered_receipts_lose_and_double_nothing(
         await producing
     assert at_hub(hub)[1] == made
     assert buffer.watermark == len(made)
+
+
+async def test_a_metered_line_carries_sales_when_its_bytes_are_used_up(
+    buffer: Buffer, broker: Address
+) -> None:
+    hub = Hub()
+    mqtt = settings(broker)
+    allowance = Allowance(buffer, 30_000)
+    buffer.append_readings(readings(200_000))
+    forwarder = Forwarder(
+        buffer,
+        AgentMetrics(buffer),
+        device=DEVICE,
+        mqtt=mqtt,
+        seal_seconds=0.05,
+        allowance=allowance,
+    )
+    async with hub.running(*broker):
+        task = asyncio.create_task(forwarder.run(), name="forwarder")
+        await until(lambda: forwarder.saving() and not forwarder.state.in_flight)
+        arrived = hub.arrivals
+        assert 0 < arrived < len(stored(buffer, buffer.watermark)), "the window, and no more"
+        docs = documents(buffer, 3)
+        for document in docs:
+            buffer.append_documents([document])
+            buffer.append_readings(readings(10))
+            await until(lambda: hub.segments and buffer.unsealed_seconds((DOCUMENTS,)) == 0)
+            await asyncio.sleep(0.1)
+        await until(lambda: len(at_hub(hub)[1]) == 3)
+        assert hub.arrivals == arrived + 3
+        assert buffer.status().unsealed_records == 30, "readings wait for company"
+        assert allowance.used > 30_000
+        # A new day begins.
+        allowance.used = 0
+        allowance.bytes_per_day = 10_000_000
+        await until(lambda: not forwarder.backlog())
+        await stopped(task)
+    assert at_hub(hub)[1] == docs
+    assert at_hub(hub)[0] == Counter(readings(200_000) + 3 * readings(10))
+    assert stored(buffer) == []
+
+
+async def test_a_person_who_drains_goes_beyond_the_budget(buffer: Buffer, broker: Address) -> None:
+    allowance = Allowance(buffer, 1000)
+    allowance.took(1000)
+    buffer.append_readings(readings(5000))
+    forwarder = Forwarder(
+        buffer,
+        AgentMetrics(buffer),
+        device=DEVICE,
+        mqtt=settings(broker),
+        seal_seconds=0.05,
+        allowance=allowance,
+    )
+    async with Hub().running(*broker):
+        task = asyncio.create_task(forwarder.run(), name="forwarder")
+        assert not await forwarder.drain(1.0, metered=True)
+        assert await forwarder.drain(20.0)
+        assert forwarder.saving(), "it holds again"
+        await stopped(task)
 
 
 async def test_receipts_that_come_while_the_next_segments_are_looked_up(

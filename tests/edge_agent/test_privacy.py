@@ -53,6 +53,47 @@ def kept(body: Any, *rules: PrivacyRule) -> Any:
     return json.loads(made.body)
 
 
+@pytest.mark.parametrize("days", [-1, 4000, float("nan")])
+def test_a_retention_that_cannot_be_is_refused(days: float) -> None:
+    with pytest.raises(ConfigError, match="retention_days"):
+        PrivacySettings(retention_days=days)
+
+
+@pytest.mark.parametrize(
+    "said, refused",
+    [
+        ("30", ""),
+        ("14", ""),
+        ("365.5", ""),
+        ("null", ""),
+        ("13", "for 13 days, this device may keep it for 14"),
+        ("-1", "for -1 days"),
+        ("0", "for 0 days"),
+        ("NaN", "for nan days"),
+        ("true", "an unreadable number of days"),
+        ('"0917-123-4567"', "an unreadable number of days"),
+    ],
+)
+def test_a_document_may_not_promise_a_shorter_retention(said: str, refused: str) -> None:
+    held = Privacy(PrivacySettings(retention_days=14))
+    for key in ("dataRetentionDays", "data\\u0052etentionDays"):
+        given = document(f'{{"privacy": {{"{key}": {said}}}}}'.encode())
+        if not refused:
+            assert held.apply([given]) == [given]
+            continue
+        with pytest.raises(PrivacyError) as raised:
+            held.apply([document({}), given])
+        assert refused in raised.value.message
+        assert raised.value.document == 1
+        assert MOBILE not in raised.value.message
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b'{"privacy": 7, "dataRetentionDays": 1}'])
+def test_what_says_nothing_of_its_retention_passes(body: bytes) -> None:
+    given = document(body)
+    assert Privacy(PrivacySettings(retention_days=14)).apply([given]) == [given]
+
+
 @contextmanager
 def opened(folder: Path) -> Iterator[Buffer]:
     with Buffer(folder / "edge.db", zone=ZONE, privacy=privacy()) as buffer:

@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from scout_edge import config, notify
+from scout_edge import clock, config, notify
 from scout_edge.agent import Agent
+from scout_edge.allowance import Allowance
 from scout_edge.buffer import Buffer
 from scout_edge.sources import SourceContext, SourceKind, registry
 from scout_edge.sources.http import HttpDoor
 from scout_shared import settings
 from scout_shared.errors import ConfigError
 from scout_shared.wire import Reading
-from tests.edge_agent.records import outlet_of
+from tests.edge_agent.records import ZONE, documents, outlet_of, readings
 from tests.edge_agent.test_config import DEVICE, load
 from tests.harness.waiting import eventually, free_port
 
@@ -144,6 +145,40 @@ async def test_an_agent_runs_several_of_a_kind_and_those_of_third_parties(tmp_pa
     assert agent.buffer.status().unsealed_records + agent.buffer.next_sequence - 1 == 1
     stop.set()
     await running
+
+
+async def test_an_agent_keeps_a_retention_and_a_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clock, "synced", lambda: True)
+    loaded = load(
+        tmp_path,
+        DEVICE + f"[buffer]\npath = '{tmp_path}/edge.db'\n[mqtt]\nport = {free_port()}\n"
+        "budget_bytes_per_day = 50_000_000\n[http]\nport = 0\n[system]\nenabled = false\n"
+        "[privacy]\nretention_days = 0.000001\n",
+    )
+    with Buffer(tmp_path / "edge.db", zone=ZONE) as buffer:
+        buffer.append_documents(documents(buffer, 3))
+        buffer.append_readings(readings(5))
+    await asyncio.sleep(0.2)
+    agent = Agent(loaded)
+    assert agent.forwarder.allowance is agent.allowance
+    agent.allowance.took(1000)
+    stop = asyncio.Event()
+    running = asyncio.create_task(agent.run(stop))
+    await asyncio.to_thread(
+        eventually, lambda: agent.buffer.status().given_up_records == 3, 10, "what expired"
+    )
+    shown = agent.status()
+    assert shown["budget_bytes"] == 50_000_000
+    assert 1000 < shown["budget_used_bytes"] < 2000
+    assert agent.metrics.counters()["budget_used_bytes"] == shown["budget_used_bytes"]
+    assert shown["backlog_records"] == 8
+    stop.set()
+    await running
+    with Buffer(tmp_path / "edge.db", zone=ZONE) as buffer:
+        kept = Allowance(buffer, 50_000_000)
+        assert kept.used == shown["budget_used_bytes"]
 
 
 @pytest.mark.usefixtures("third_party")

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scout_edge import sealed
 from scout_edge.buffer import Buffer, StoredSegment
-from scout_edge.schedule import AHEAD, NEWEST, Schedule
+from scout_edge.schedule import AHEAD, MANY_RANGES, NEWEST, Schedule
 from scout_shared.messages import Receipt
 from scout_shared.wire import DOCUMENTS
 from tests.edge_agent.records import ZONE, documents, readings
@@ -19,6 +20,7 @@ STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("seal"), st.integers(1, 20)),
         st.tuples(st.just("take"), st.integers(1, 16)),
+        st.tuples(st.just("save"), st.integers(1, 16)),
         st.tuples(st.just("receive"), st.lists(st.booleans(), min_size=1, max_size=7)),
         st.tuples(st.just("go back"), st.none()),
         st.tuples(st.just("reconnect"), st.sampled_from([0.0, 0.25, 1.0])),
@@ -54,10 +56,10 @@ class Line:
         self.held: set[int] = set()
         self.most_ranges = 0
 
-    def take(self, room: int, now: float = 0.0) -> list[StoredSegment]:
+    def take(self, room: int, now: float = 0.0, *, saving: bool = False) -> list[StoredSegment]:
         """Checks that nothing is given out that is on its way or known to be at the hub."""
         before = set(self.schedule.flights)
-        taken = self.schedule.take(room, now)
+        taken = self.schedule.take(room, now, saving=saving)
         assert len(taken) <= room
         for segment in taken:
             assert segment.first_sequence not in before, "sent twice without a cause"
@@ -105,6 +107,9 @@ def test_whatever_happens_each_segment_is_sent_until_it_is_receipted(
             elif name == "take":
                 assert isinstance(value, int)
                 line.take(value)
+            elif name == "save":
+                assert isinstance(value, int)
+                line.take(value, saving=True)
             elif name == "receive":
                 assert isinstance(value, list)
                 line.receive(value)
@@ -180,6 +185,71 @@ def test_while_the_backlog_is_held_only_what_is_new_flows(buffer: Buffer) -> Non
     assert [s.first_sequence for s in line.take(16, now=3.0)] == [201]
     line.receive([True])
     assert [s.first_sequence for s in line.take(16, now=11.0)] == list(range(1, 17))
+
+
+def test_while_saving_documents_go_alone_until_the_day_ends(buffer: Buffer) -> None:
+    seal(buffer, 100, kind="readings")
+    line = Line(buffer, 0.25)
+    for place in range(101, 120, 2):
+        seal(buffer, 1, kind="documents")
+        seal(buffer, 1, kind="readings")
+        assert [s.first_sequence for s in line.take(16, saving=True)] == [place]
+        line.receive([True])
+        assert line.take(16, saving=True) == []
+    assert buffer.watermark == 0
+    rest: list[int] = []
+    while taken := line.take(16):
+        rest += [s.first_sequence for s in taken]
+        line.receive([True])
+    assert sorted(rest) == [*range(1, 101), *range(102, 121, 2)]
+
+
+def test_while_saving_what_was_not_received_is_sent_again(buffer: Buffer) -> None:
+    seal(buffer, 9)
+    line = Line(buffer, 0.25)
+    assert len(line.take(16, saving=True)) == 3
+    line.receive([False, True])
+    assert line.take(16, saving=True) == []
+    line.schedule.go_back()
+    assert [s.first_sequence for s in line.take(16, saving=True)] == [3, 9]
+
+
+@pytest.mark.parametrize("room", [1, 2, 16])
+def test_while_saving_receipts_can_name_every_document(buffer: Buffer, room: int) -> None:
+    """A receipt has 64 ranges: documents pay for those between them, and are sent once."""
+    seal(buffer, 50, kind="readings")
+    line = Line(buffer, 0.25)
+    sent: list[StoredSegment] = []
+    for burst in range(1, 60):
+        for _ in range(1 + burst % 3):
+            seal(buffer, 1, kind="documents")
+            seal(buffer, 2, kind="readings")
+        while taken := line.take(room, saving=True):
+            sent += taken
+            if burst % 5:
+                line.receive([True])
+            elif len(line.schedule.flights) >= 16:
+                break
+    while (taken := line.take(room, saving=True)) or line.schedule.flights:
+        sent += taken
+        line.receive([True])
+    assert line.most_ranges < RANGES
+    made = [s for s in sent if s.kind == DOCUMENTS]
+    assert len({s.first_sequence for s in made}) == len(made) == 119, "each once"
+    assert len(sent) - len(made) <= 2 * (len(made) - MANY_RANGES), "the first ones cost nothing"
+
+
+def test_a_long_backlog_is_looked_through_in_parts(
+    buffer: Buffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sealed, "_LOOK_SEGMENTS", 30)
+    seal(buffer, 100, kind="readings")
+    seal(buffer, 1, kind="documents")
+    line = Line(buffer, 0.25)
+    looks = 1
+    while not line.take(16, saving=True):
+        looks += 1
+    assert looks == 4
 
 
 def test_a_segment_that_grew_into_a_longer_gap_is_sent_again(buffer: Buffer) -> None:

@@ -57,6 +57,16 @@ OFFLINE = {"connected": False, "hub_answers": False, "backlog_records": 1200}
         ({}, "ALL IS WELL: sending, everything is confirmed by the hub.", ""),
         ({"backlog_records": 1}, "ALL IS WELL: sending, 1 record to go.", ""),
         (
+            {"backlog_records": 9000, "budget_bytes": 5_000_000, "budget_used_bytes": 5_000_000},
+            "ALL IS WELL: sending sales only, because today's 5.0 MB of the line are used up; 9",
+            "",
+        ),
+        (
+            {"backlog_records": 9000, "budget_bytes": 5_000_000, "budget_used_bytes": 4_999_999},
+            "ALL IS WELL: sending, 9,000 records to go.",
+            "",
+        ),
+        (
             {"damaged_segments": 2},
             "SENDING: the hub confirms, but 2 segments were damaged here",
             "SD card",

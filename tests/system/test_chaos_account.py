@@ -147,6 +147,15 @@ def test_the_end_of_a_file_of_unknown_extent_is_counted_apart() -> None:
     assert verdict.unknown_extent == 2
 
 
+def test_the_hub_may_say_that_it_misses_what_a_damaged_file_could_not_name() -> None:
+    found = dataclasses.replace(without(5, 6), remainder=2)
+    verdict = judged(found, extent_unknown=True)
+    assert verdict.right
+    assert verdict.seen == 2
+    assert not judged(found).right
+    assert not judged(dataclasses.replace(found, remainder=3), extent_unknown=True).right
+
+
 @pytest.mark.parametrize("observed", [None, instant(2) + dt.timedelta(hours=1)])
 def test_a_time_that_no_source_gave_is_wrong(observed: dt.datetime | None) -> None:
     found = held()

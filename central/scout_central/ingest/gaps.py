@@ -89,7 +89,8 @@ def declare(connection: database.Connection, work: Work, gap: Accepted) -> None:
         message=f"device {gap.item.arrival.device_id} gave up {total} {' and '.join(kinds)} from "
         f"sequence {lost[0][0]}: {reasons}",
         hint="look at metadata.gaps; damaged: check or change the device's storage; drop_oldest or "
-        "thin: the buffer was full, raise [buffer] max_bytes or restore the link",
+        "thin: the buffer was full, raise [buffer] max_bytes or restore the link; expired: they"
+        " waited for longer than [privacy] retention_days",
         records=total,
     )
 

@@ -153,7 +153,7 @@ def _sum_up(
     print(", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items())))
     unknown = (
         f", {total.unknown_extent} in files that could not say what they held (the hub shows"
-        f" {total.seen} of them in transit)"
+        f" {total.seen} of them as missing)"
         if total.unknown_extent
         else ""
     )

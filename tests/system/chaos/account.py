@@ -72,7 +72,8 @@ class Verdict:
     """Told OK, not in bronze, in a file so damaged that it could not say how far it went; the
     device says so, and the hub shows what it knows to be missing."""
     seen: int = 0
-    """Of those, how many the hub shows as in transit for ever: they were in a hello."""
+    """Of those, how many the hub shows as in transit for ever, or as what nothing explains: they
+    were in a hello."""
     wrong: list[str] = field(default_factory=list)
     """Anything else: invented times, strange records, an account that does not add up."""
 
@@ -150,9 +151,10 @@ def judge(
     verdict.wrong += [f"document {name}: nobody gave it" for name in sorted(strange_documents)[:5]]
     verdict.wrong += [f"metric {name}: nobody gave it" for name in sorted(strange_metrics)[:5]]
     verdict.wrong += [f"{device_id}: in quarantine: {text}" for text in held.quarantined]
-    if held.remainder:
+    # Where the hub knows of more than has come, and that no more will come, it says so.
+    if held.remainder > verdict.unknown_extent:
         verdict.wrong.append(f"{device_id}: the reconciliation's remainder is {held.remainder}")
-    verdict.seen = min(verdict.unknown_extent, max(0, held.in_transit))
+    verdict.seen = min(verdict.unknown_extent, max(held.remainder, held.in_transit, 0))
     if held.in_transit and not extent_unknown:
         verdict.wrong.append(f"{device_id}: {held.in_transit} records are in transit for ever")
     return verdict
