@@ -148,6 +148,9 @@ class Api:
     """Address to listen on. Default 127.0.0.1: put a proxy with TLS before it to open it."""
     port: int = 8700
     """TCP port. Default 8700."""
+    proxies: tuple[str, ...] = ("127.0.0.1", "::1")
+    """Addresses or networks of the proxies before it: what they say of who asks (X-Forwarded-For)
+    is believed, so that wrong passwords count for that address. Default: those on this machine."""
     tokens: tuple[Token, ...] = ()
     """Who may use it, as [[api.tokens]] tables. Default nobody."""
 

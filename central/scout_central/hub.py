@@ -166,19 +166,10 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _serve_api(settings: Settings, listener: socket.socket, stop: threading.Event) -> None:
-    import uvicorn
-
     from scout_central.api.app import create_app
+    from scout_central.api.server import server_of
 
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(settings),
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=3,
-            lifespan="on",
-        )
-    )
+    server = server_of(create_app(settings), settings.api.proxies)
     watcher = threading.Thread(
         target=_stop_server, args=(server, stop), name="api-stop", daemon=True
     )

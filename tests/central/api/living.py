@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import socket
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
@@ -18,15 +19,15 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
-import uvicorn
 from psycopg import sql
 
 from scout_central.api.app import build_app
-from scout_central.config import Token
+from scout_central.api.server import server_of
+from scout_central.config import Api, Token
 from scout_central.embedded import EmbeddedPostgres
 from scout_central.uploads import Limits
 from tests.harness.servers import TEMPLATE
-from tests.harness.waiting import eventually, free_port
+from tests.harness.waiting import eventually
 
 NORTH, SOUTH = "north", "south"
 STORES = (NORTH, SOUTH)
@@ -91,20 +92,13 @@ def serving(
     *,
     tokens: Sequence[Token] = TOKENS,
     limits: Limits | None = None,
+    proxies: Sequence[str] = Api().proxies,
 ) -> Iterator[LiveHub]:
     """The API, listening, until the block ends."""
-    port = free_port()
-    server = uvicorn.Server(
-        uvicorn.Config(
-            build_app(dsn, tokens, storage, limits),
-            host="127.0.0.1",
-            port=port,
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=2,
-        )
-    )
-    thread = threading.Thread(target=server.run, name="api")
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    server = server_of(build_app(dsn, tokens, storage, limits), proxies)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="api")
     thread.start()
     try:
         eventually(lambda: server.started, 20, "uvicorn starts")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+from pathlib import Path
 
 import httpx
 import psycopg
@@ -12,7 +13,7 @@ from scout_central.fleet.credentials import hash_password
 from scout_shared import parcel, topics
 from scout_shared.errors import WireError
 from scout_shared.messages import Receipt
-from tests.central.api.living import LiveHub, empty_hub
+from tests.central.api.living import LiveHub, empty_hub, serving
 from tests.central.segments import DEVICE, EPOCH, FAILING_COMMIT, STORE, hello, readings
 
 __all__ = ["empty_hub"]
@@ -113,6 +114,30 @@ def test_wrong_passwords_are_slowed_down_and_right_ones_never_are(hub: LiveHub) 
     seen = [post(hub, b"", DEVICE, "wrong").status_code for _ in range(11)]
     assert seen == [401] * 10 + [429]
     assert post(hub, parts(readings(1, 1))).status_code == 200
+
+
+def wrong_from(hub: LiveHub, forwarded: str) -> int:
+    answer = httpx.post(
+        hub.url + parcel.PATH,
+        content=b"",
+        auth=(DEVICE, "wrong"),
+        headers={"x-forwarded-for": forwarded, "content-type": parcel.MEDIA_TYPE},
+        trust_env=False,
+    )
+    return answer.status_code
+
+
+def test_behind_a_proxy_each_address_is_slowed_down_for_itself(hub: LiveHub) -> None:
+    """What a stranger writes in front of his own address changes nothing."""
+    seen = [wrong_from(hub, f"10.9.9.{i}, 198.51.100.7") for i in range(11)]
+    assert seen == [401] * 10 + [429]
+    assert wrong_from(hub, "198.51.100.8") == 401
+
+
+def test_who_is_no_proxy_is_not_believed(empty_hub: LiveHub, tmp_path: Path) -> None:
+    with serving(empty_hub.dsn, tmp_path, proxies=["10.0.0.1"]) as open_hub:
+        seen = [wrong_from(open_hub, f"198.51.100.{i}") for i in range(11)]
+    assert seen == [401] * 10 + [429]
 
 
 def test_what_is_no_request_of_ours_is_refused_whole(hub: LiveHub) -> None:
