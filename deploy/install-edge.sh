@@ -212,7 +212,7 @@ uninstall_edge() {
   service daemon-reload
   if [ -n "$purge" ]; then
     # Only what is the agent's: the folder may hold something else, or be a mounted partition.
-    rm -f "$data"/*.db "$data"/*.db-wal "$data"/*.db-shm "$data"/*.db-journal "$data"/*.db.lock \
+    rm -f "$data"/*.db "$data"/*.db-wal "$data"/*.db-shm "$data"/*.db-journal "$data"/*.db.lock "$data"/*.db.extent \
       "$data"/*.db.ballast "$data"/*.db.credentials "$data"/*.db.broker-ca.pem \
       "$data"/*.db.enrolment "$data"/*.db.remote "$data"/*.db.suspect \
       "$data"/*.db.recovered-* "$data"/*.db.damaged-* "$data"/*.db.forked-*

@@ -384,6 +384,7 @@ def _open_buffer(settings: EdgeSettings) -> Buffer:
         zone=settings.device.zone,
         limits=settings.buffer.limits,
         group_commit_seconds=settings.buffer.group_commit_seconds,
+        note_seconds=settings.buffer.note_seconds,
         privacy=Privacy(settings.privacy),
     )
 

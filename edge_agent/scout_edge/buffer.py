@@ -35,6 +35,7 @@ from typing import Any, Self, TypeVar, overload
 from scout_edge import acceptance, clock, database, fork, journal, tables
 from scout_edge.acceptance import Accepted, Append, KeyReusedError, Offset
 from scout_edge.buffer_status import BufferStatus, status_of
+from scout_edge.extent import Extent, Note
 from scout_edge.journal import Journal
 from scout_edge.privacy import EXPIRED, Privacy
 from scout_edge.room import REJECT, THIN, Limits, Room
@@ -62,6 +63,7 @@ _READING_BYTES = 24  # in the tail; 2 when sealed
 _RESERVED_PAGES = 16  # sealing frees the tail's pages first and needs about as many
 _GIVE_UP_SEGMENTS = 8  # per transaction: possible on an almost full disk (measured)
 _DAY_MS = 24 * 3600 * 1000
+NOTE_SECONDS = 30.0
 _VACUUM_PAGES = 256  # given back to the file system at once: 1 MB
 _NO_LIMITS = Limits()
 
@@ -77,6 +79,7 @@ class Buffer:
             up and declared, as they say.
         group_commit_seconds: how long the first append of a group waits for others. 0: not at all;
             those that arrive during a commit form the next group anyway.
+        note_seconds: least time between two notes, beside the file, of how far it reaches.
         privacy: what is done with personal data before it is durable. Default: nothing.
 
     Raises:
@@ -91,6 +94,7 @@ class Buffer:
         zone: str,
         limits: Limits = _NO_LIMITS,
         group_commit_seconds: float = 0.0,
+        note_seconds: float = NOTE_SECONDS,
         privacy: Privacy | None = None,
     ) -> None:
         self._limits = limits
@@ -120,6 +124,8 @@ class Buffer:
             self._resources = self._acquired(zone)
         self._room.keep_ballast()
         self._publish()
+        self._note = Note(path, note_seconds)
+        self._note_extent(at_once=True)
         # A daemon, so that a program that forgot to close ends; what was promised is committed.
         self._thread = threading.Thread(target=self._write_jobs, name="buffer-writer", daemon=True)
         self._thread.start()
@@ -134,7 +140,6 @@ class Buffer:
             with database.kept(path):
                 self._load()
                 self._open()
-            database.note_made(path)
             self.sealed = stack.enter_context(contextlib.closing(SealedSegments(path)))
             """What the hub does not hold yet."""
             return stack.pop_all()
@@ -158,6 +163,7 @@ class Buffer:
             self._closed = True
             self._jobs.put(None)
         self._thread.join()
+        self._note_extent(at_once=True)
         self._resources.close()
 
     # -- for sources ----------------------------------------------------------------------------
@@ -390,6 +396,7 @@ class Buffer:
         while (job := self._jobs.get()) is not None:
             group, last = self._group(job)
             self._write(group)
+            self._note_extent()
             if self._freed:
                 self._freed = False
                 self._shrink()
@@ -591,9 +598,17 @@ class Buffer:
     def _publish(self) -> None:
         """What other threads may know of the journal: only what is committed."""
         self._next_sequence = self._journal.next_sequence
+        self._extent = Extent(
+            self._journal.epoch, self._next_sequence, self._journal.unsealed_records
+        )
         self._watermark = self._journal.watermark
         self._lineage = self._journal.lineage
         self._unsealed_since = self._journal.unsealed_since()
+
+    def _note_extent(self, *, at_once: bool = False) -> None:
+        # What is made of a damaged or a forked file gives no sequences of its own.
+        if not self._journal.recovered:
+            self._note.keep(self._extent, at_once=at_once)
 
     def _shrink(self) -> None:
         """Give back a megabyte, when more than half of a grown file is free."""

@@ -58,6 +58,9 @@ class BufferSettings:
     hub. Documents are refused, never given up. Default 'thin'."""
     group_commit_seconds: float = 0.0
     """Seconds a commit waits for other requests to share its disk write. Default 0."""
+    note_seconds: float = 30.0
+    """Least seconds between two notes, beside the file, of how far it reaches: a file that is lost
+    is declared to the hub up to the last one. Default 30."""
     seal_seconds: float = 5.0
     """Seconds that records may wait for others to be sent with. Default 5."""
 
@@ -292,6 +295,7 @@ def check(path: Path, document: Mapping[str, Any], environ: Mapping[str, str]) -
         )
     for name, seconds, least in (
         ("[buffer] group_commit_seconds", loaded.buffer.group_commit_seconds, 0.0),
+        ("[buffer] note_seconds", loaded.buffer.note_seconds, 0.0),
         ("[buffer] seal_seconds", loaded.buffer.seal_seconds, 0.0),
         ("[mqtt] heartbeat_seconds", loaded.mqtt.heartbeat_seconds, 0.1),
         ("[mqtt] ack_timeout_seconds", loaded.mqtt.ack_timeout_seconds, 0.1),

@@ -74,21 +74,6 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def was_made(path: Path) -> bool:
-    """Whether a buffer has stood at ``path`` that was not set aside since."""
-    lock = path.with_name(path.name + ".lock")
-    return lock.exists() and lock.stat().st_size > 0
-
-
-def note_made(path: Path, *, made: bool = True) -> None:
-    """Note in the lock file that a buffer stands there: one that is empty later was lost."""
-    if was_made(path) != made:
-        with path.with_name(path.name + ".lock").open("wb") as lock:
-            lock.write(b"made\n" if made else b"")
-            lock.flush()
-            os.fsync(lock.fileno())
-
-
 def _make_folder(folder: Path) -> None:
     """Make it and what leads to it; each new entry is on the disk before anything is in it."""
     if not folder.exists():
@@ -186,7 +171,7 @@ def kept(path: Path) -> Iterator[None]:
 def _damaged(path: Path, detail: str) -> DamagedError:
     return DamagedError(
         f"buffer file {path} is damaged: {detail}. It was kept as it is",
-        f"move {path.name}, {path.name}-wal and {path.name}.lock aside together and start again"
+        f"move {path.name}, {path.name}-wal and {path.name}.extent aside together and start again"
         " with a new buffer; keep them: most records in them can be recovered",
     )
 

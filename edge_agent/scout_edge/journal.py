@@ -84,6 +84,11 @@ class Journal:
         return self._meta["watermark"]
 
     @property
+    def recovered(self) -> bool:
+        """Made of a damaged or a forked file: of an old epoch, and takes nothing new."""
+        return bool(self._meta["recovered"])
+
+    @property
     def ledger_version(self) -> int:
         """Version of the newest change of the ledger."""
         return self._ledger_version
@@ -375,6 +380,11 @@ class Journal:
         tail.records, tail.stored, tail.raw_bytes, tail.types = [], 0, 0, set()
         if rest:
             self._stage(kind, rest, clock.wall_ms(), time.monotonic())
+
+    @property
+    def unsealed_records(self) -> int:
+        """Accepted, and without a sequence yet."""
+        return sum(len(tail.records) for tail in self._tails.values())
 
     def unsealed_since(self) -> dict[int, float]:
         """Per kind of tail, monotonic seconds when its oldest record was accepted; inf: none."""

@@ -1,7 +1,7 @@
 """A damaged buffer file never stops a device: it is set aside, and what is whole in it delivered.
 
     edge.db                what the agent works with
-    edge.db.damaged-1      a damaged file with its -wal as found; never written, never deleted
+    edge.db.damaged-1      a damaged file, with its -wal and .extent; never written, never deleted
     edge.db.damaged-1.json what was found in it; written when it has been searched
     edge.db.recovered-1    a buffer of the old epoch, made of what was found; deleted when the hub
                            has confirmed all of it
@@ -14,10 +14,10 @@ new file, so that a source that repeats a request or a line is not taken twice.
     damage                                  what is lost
     first page, schema                      nothing
     some pages                              the segments on them, declared in gaps
-    the end cut off                         the segments on it; the last ones only as far as the
-                                            counts in the file say that they were there
-    all of it, or the file itself           what was in it, except for what its WAL still has: as
-                                            below; a note in ``edge.db.lock`` says there was a file
+    the end cut off                         the segments on it, declared as far as the counts in the
+                                            file, or the note in ``edge.db.extent``, say they go
+    all of it, or the file itself           what was in it, except for what its WAL still has:
+                                            declared as far as the note goes; the rest as below
     the pages of ``meta`` and ``ledger``    what was accepted last and is not found: the hub sees it
                                             in its own count of what the device produced
 
@@ -37,8 +37,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scout_edge import database, fork, journal, tables
-from scout_edge.buffer import Buffer
+from scout_edge import database, extent, fork, journal, tables
+from scout_edge.buffer import NOTE_SECONDS, Buffer
 from scout_edge.database import DamagedError
 from scout_edge.journal import Journal
 from scout_edge.pages import Pages, Row
@@ -77,6 +77,7 @@ def open_buffer(
     zone: str,
     limits: Limits,
     group_commit_seconds: float = 0.0,
+    note_seconds: float = NOTE_SECONDS,
     privacy: Privacy | None = None,
 ) -> Buffer:
     """The buffer at ``path``; a damaged one is set aside and searched first.
@@ -92,14 +93,14 @@ def open_buffer(
             zone=zone,
             limits=limits,
             group_commit_seconds=group_commit_seconds,
+            note_seconds=note_seconds,
             privacy=privacy,
         )
 
     with database.locked(path):
-        if database.was_made(path) and not (path.exists() and path.stat().st_size):
-            path.touch()
-            log.error("buffer.lost", file=str(path), set_aside=str(_set_aside(path)))
         _finish_setting_aside(path)
+        if extent.was_made(path) and not (path.exists() and path.stat().st_size):
+            log.error("buffer.lost", file=str(path), set_aside=str(_set_aside(path)))
     try:
         buffer = opened()
     except DamagedError as error:
@@ -179,14 +180,16 @@ def finish(recovered: Path) -> None:
 # -- setting aside --------------------------------------------------------------------------------
 
 
-def _numbered(path: Path, word: str) -> list[Path]:
+def _numbered(path: Path, word: str, suffix: str = "") -> list[Path]:
     start = f"{path.name}.{word}-"
     if not path.parent.is_dir():
         return []
     found = [
-        (int(entry.name.removeprefix(start)), entry)
+        (int(number), entry)
         for entry in path.parent.iterdir()
-        if entry.name.startswith(start) and entry.name.removeprefix(start).isdecimal()
+        if entry.name.startswith(start)
+        and entry.name.endswith(suffix)
+        and (number := entry.name.removeprefix(start).removesuffix(suffix)).isdecimal()
     ]
     return [entry for _, entry in sorted(found)]
 
@@ -198,15 +201,26 @@ def _report_name(damaged: Path) -> Path:
 def _set_aside(path: Path) -> Path:
     taken = [int(entry.name.rpartition("-")[2]) for entry in damaged_files(path)]
     aside = path.with_name(f"{path.name}.damaged-{max(taken, default=0) + 1}")
-    database.note_made(path, made=False)
-    path.rename(aside)
+    # The note goes first: once it has its new name, the rest is made up for at the next start.
+    if extent.was_made(path):
+        extent.beside(path).rename(extent.beside(aside))
+    else:
+        extent.beside(aside).touch()
     database.sync_folder(path.parent)
     _finish_setting_aside(path)
     return aside
 
 
 def _finish_setting_aside(path: Path) -> None:
-    """After the file its WAL: one that lies there alone belongs to what was set aside last."""
+    """After the note the file, after the file its WAL: one left alone belongs to the last one."""
+    for noted in _numbered(path, "damaged", extent.SUFFIX):
+        aside = noted.with_name(noted.name.removesuffix(extent.SUFFIX))
+        if not aside.exists():
+            if path.exists():
+                path.rename(aside)
+            else:
+                aside.touch()
+            database.sync_folder(path.parent)
     wal = path.with_name(path.name + "-wal")
     if not path.exists():
         asides = damaged_files(path)
@@ -288,7 +302,8 @@ def _rebuild(damaged: Path, target: Path, zone: str) -> Report:
         roots = dict(made.execute("select name, rootpage from sqlite_schema where type = 'table'"))
         with Pages(damaged) as pages:
             facts = _facts(pages, roots)
-            epoch = facts.epoch or _most_frequent_epoch(pages)
+            noted = extent.read(damaged)
+            epoch = facts.epoch or _most_frequent_epoch(pages) or (noted.epoch if noted else b"")
             gaps = _copy_segments(made, pages, epoch)
         with Pages(damaged, use_wal=False) as pages:
             gaps |= _copy_segments(made, pages, epoch)
@@ -296,6 +311,8 @@ def _rebuild(damaged: Path, target: Path, zone: str) -> Report:
             "select coalesce(max(first_sequence + records - 1), 0) from segments"
         ).fetchone()
         last = max([last, *(first + part.records - 1 for first, part in gaps.items())])
+        if noted is not None and noted.epoch == epoch:
+            last = max(last, noted.records - sum(tail[2] for tail in facts.tail))
         agree = facts.agree and facts.next_sequence > last
         if agree:
             last = facts.next_sequence - 1

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from scout_edge import extent
 from scout_edge.buffer import Buffer, StoredSegment
 from scout_shared import wire
 from tests.edge_agent.records import ZONE, contents, stored
@@ -60,7 +61,10 @@ def test_what_the_buffer_said_is_stored_survives_kill_9(tmp_path: Path) -> None:
                 header = wire.decode_header(body)
                 segment = StoredSegment(header.first_sequence, header.records, header.kind, body)
                 assert at_hub.setdefault(segment.first_sequence, segment) == segment
-        with Buffer(path, zone=ZONE) as buffer:
+        noted = extent.read(path)
+        with Buffer(path, zone=ZONE, note_seconds=0) as buffer:
+            assert noted is not None
+            assert noted.records < buffer.next_sequence, "a note is never ahead of the file"
             epochs.add(buffer.epoch)
             buffer.seal()
             # Segments that a receipt may have covered were all handed to the hub before.

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from scout_edge import agent, database, recovery
+from scout_edge import agent, database, extent, recovery
 from scout_edge.buffer import Buffer, Offset, StoredSegment
 from scout_edge.config import load
 from scout_edge.database import DamagedError
+from scout_edge.extent import Extent, Note
 from scout_edge.pages import PAGE_BYTES
 from scout_edge.room import Limits
 from scout_shared import wire
@@ -127,22 +128,26 @@ def copy_while_open(path: Path) -> tuple[bytes, list[StoredSegment]]:
         return buffer.epoch, segments
 
 
+@pytest.mark.parametrize("noted", [True, False])
 @pytest.mark.parametrize(
-    "damage, declared",
+    "damage",
     [
-        (lambda b: b[: len(b) * 2 // 3], True),
-        # Nobody can tell any more what else there was: only the hub, by its own count.
-        (lambda b: bytes(8 * PAGE_BYTES) + b[8 * PAGE_BYTES :], False),
-        (lambda b: b[: 30 * PAGE_BYTES] + b"\xff" * (20 * PAGE_BYTES) + b[50 * PAGE_BYTES :], True),
+        lambda b: b[: len(b) * 2 // 3],
+        lambda b: bytes(8 * PAGE_BYTES) + b[8 * PAGE_BYTES :],
+        lambda b: b[: 30 * PAGE_BYTES] + b"\xff" * (20 * PAGE_BYTES) + b[50 * PAGE_BYTES :],
     ],
     ids=["cut", "small tables lost", "pages lost"],
 )
 def test_what_is_whole_is_delivered_and_what_is_not_declared(
-    path: Path, damage: Callable[[bytes], bytes], declared: bool
+    path: Path, damage: Callable[[bytes], bytes], noted: bool, request: pytest.FixtureRequest
 ) -> None:
+    # Without a note nobody can tell what else there was: only the hub, by its own count.
+    declared = noted or "small tables lost" not in request.node.name
     epoch, segments = filled(path)
     path.write_bytes(damage(path.read_bytes()))
     path.with_name("edge.db" + database.SUSPECT).touch()
+    if not noted:
+        extent.beside(path).unlink()
     with opened(path) as buffer:
         assert buffer.epoch != epoch
         buffer.append_readings(readings(3))
@@ -159,6 +164,8 @@ def test_what_is_whole_is_delivered_and_what_is_not_declared(
         assert old.status().given_up_records == sum(g.records for g in gaps)
         # The hub may hold more than is found: this file is no twin, it only lost its end.
         last = found[-1].last_sequence + 50
+        if noted:
+            assert last >= READINGS_SEALED + DOCUMENTS_SEALED + 50
         assert old.apply_receipt(Receipt(epoch, last)) == last
         assert stored(old) == []
         if old.status().unsealed_records:
@@ -325,7 +332,7 @@ def test_a_file_that_was_emptied_or_is_gone_is_not_taken_for_a_new_device(
         buffer.append_documents(documents(buffer, 1))
     (lost,) = recovery.damaged_files(path)
     assert lost.stat().st_size == 0
-    assert recovery.waiting(path) == []
+    assert len(recovery.waiting(path)) == 1, "what declares it"
     with opened(path) as buffer:
         assert buffer.status().backlog_records == 1
     assert recovery.damaged_files(path) == [lost]
@@ -341,10 +348,46 @@ def test_a_file_that_lost_all_it_counted_does_not_say_that_nothing_was_there(pat
     assert not report["counts_agree"]
 
 
+@pytest.mark.parametrize("how", ["gone", "empty", "noise", "cut"])
+def test_a_lost_file_is_declared_as_far_as_the_note_goes(path: Path, how: str) -> None:
+    epoch, _ = filled(path)
+    total = READINGS_SEALED + DOCUMENTS_SEALED + UNSEALED
+    if how == "gone":
+        path.unlink()
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "noise":
+        head = path.read_bytes()[:PAGE_BYTES]
+        path.write_bytes(head + os.urandom(20 * PAGE_BYTES))
+    else:
+        os.truncate(path, path.stat().st_size * 2 // 3)
+    with opened(path) as buffer:
+        assert buffer.epoch != epoch
+        with recovered(path) as old:
+            assert old.epoch == epoch
+            old.seal()
+            assert sum(s.records for s in stored(old)) == total
+            declared = sum(s.records for s in stored(old) if s.kind == GAP)
+            assert old.status().given_up_records == declared
+            assert declared == total if how != "cut" else 0 < declared < total
+            # The hub says what it has; of the rest it hears that it is lost.
+            assert old.apply_receipt(Receipt(epoch, total)) == total
+    (aside,) = recovery.damaged_files(path)
+    assert extent.read(aside) == Extent(epoch, total - UNSEALED + 1, UNSEALED)
+
+
+def test_a_note_of_another_file_declares_nothing(path: Path) -> None:
+    epoch, segments = filled(path)
+    Note(path, 0).keep(Extent(b"\7" * 16, 1_000_000, 0), at_once=True)
+    path.write_bytes(bytes(PAGE_BYTES) + path.read_bytes()[PAGE_BYTES:])
+    with opened(path), recovered(path) as old:
+        assert (old.epoch, stored(old)) == (epoch, segments)
+
+
 def test_of_an_emptied_file_the_wal_is_searched(path: Path) -> None:
     epoch, segments = copy_while_open(path)
+    Note(path, 0).keep(Extent(epoch, 1, 0), at_once=True)  # long ago
     path.write_bytes(b"")
-    database.note_made(path)
     with opened(path) as buffer:
         assert buffer.epoch != epoch
         with recovered(path) as old:
@@ -354,24 +397,31 @@ def test_of_an_emptied_file_the_wal_is_searched(path: Path) -> None:
     assert {s.body for s in found} <= {s.body for s in segments}
 
 
+@pytest.mark.parametrize("what", ["damaged", "gone"])
+@pytest.mark.parametrize("after", ["the note", "the file"])
 def test_a_power_cut_while_a_file_is_set_aside_makes_no_second_one(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, monkeypatch: pytest.MonkeyPatch, what: str, after: str
 ) -> None:
-    filled(path)
-    path.write_bytes(b"\0" * PAGE_BYTES + path.read_bytes()[PAGE_BYTES:])
+    epoch, _ = filled(path)
+    if what == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(b"\0" * PAGE_BYTES + path.read_bytes()[PAGE_BYTES:])
     whole, calls = recovery._finish_setting_aside, iter([True, False])
 
     def cut(path: Path) -> None:
         if not next(calls):
-            raise KeyboardInterrupt  # after the rename
+            if after == "the file" and path.exists():
+                path.rename(path.with_name("edge.db.damaged-1"))
+            raise KeyboardInterrupt
         whole(path)
 
     with monkeypatch.context() as patch:
         patch.setattr(recovery, "_finish_setting_aside", cut)
         with pytest.raises(KeyboardInterrupt):
             opened(path)
-    (aside,) = recovery.damaged_files(path)
-    assert not path.exists()
-    with opened(path):
-        pass
-    assert recovery.damaged_files(path) == [aside]
+    with opened(path), recovered(path) as old:
+        assert old.epoch == epoch
+        old.seal()
+        assert stored(old)[-1].last_sequence == READINGS_SEALED + DOCUMENTS_SEALED + UNSEALED
+    assert len(recovery.damaged_files(path)) == 1

@@ -126,6 +126,7 @@ class Box:
             "buffer": {
                 "path": str(self.buffer),
                 "seal_seconds": self.plan.seal_seconds,
+                "note_seconds": 0.2,
                 "readings_at_cap": self.plan.readings_at_cap,
                 "min_free_bytes": FLOOR_BYTES if self.small_disk else 0,
             },
