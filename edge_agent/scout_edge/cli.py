@@ -149,8 +149,8 @@ def _parser() -> argparse.ArgumentParser:
             "drain",
             _drain,
             "send all that a stopped agent left behind",
-            "\nBefore a device is taken away: stop the agent, then drain. The budget of a metered line"
-            " does not hold for it.\n"
+            "\nBefore a device is taken away: stop the agent, then drain. What a metered line may"
+            " carry in a day does not hold for it.\n"
             "Exit code 0: the hub has confirmed everything; 75: something is left, try again.",
         )
     )
