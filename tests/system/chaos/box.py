@@ -11,6 +11,7 @@ import json
 import os
 import random
 import shutil
+import sqlite3
 import subprocess
 import time
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from scout_demo.ports import HOST
+from scout_edge.sources.checkpoints import Checkpoints
 from tests.harness.process import Process
 from tests.harness.waiting import free_port
 from tests.system.chaos.central import program, toml
@@ -221,6 +223,21 @@ class Box:
             return None
         finally:
             connection.close()
+
+    def followed(self) -> bool:
+        """Whether its agent has read the file that it follows to the end."""
+        if self.inbox is None or not self.inbox.exists():
+            return True
+        found = self.inbox.stat()
+        try:
+            with contextlib.closing(
+                sqlite3.connect(f"file:{self.buffer}?mode=ro", uri=True, timeout=1.0)
+            ) as database:
+                row = database.execute("select state from sources where name = 'sales'").fetchone()
+        except sqlite3.Error:  # it is being set aside
+            return False
+        place = Checkpoints.decode(None if row is None else row[0]).files.get(found.st_ino)
+        return found.st_size == (0 if place is None else place.offset)
 
     def close(self) -> None:
         """Nothing of it runs or is mounted any more."""

@@ -309,6 +309,8 @@ def hash_of(seed: int, label: str) -> int:
 
 
 def _empty(box: Box) -> bool:
+    if not box.followed():  # first: what is read after this stands in the backlog
+        return False
     status = box.status()
     return (
         status is not None
@@ -328,7 +330,8 @@ def _waiting(boxes: list[Box]) -> str:
                 key: status.get(key)
                 for key in ("backlog_records", "connected", "hub_answers", "credit", "last_error")
             }
-            texts.append(f"{box.label} has records that the hub did not confirm: {shown}")
+            what = "records that the hub did not confirm" if box.followed() else "unread lines"
+            texts.append(f"{box.label} has {what}: {shown}")
     return "; ".join(texts)
 
 
