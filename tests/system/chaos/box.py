@@ -236,7 +236,8 @@ class Box:
                 row = database.execute("select state from sources where name = 'sales'").fetchone()
         except sqlite3.Error:  # it is being set aside
             return False
-        place = Checkpoints.decode(None if row is None else row[0]).files.get(found.st_ino)
+        state = None if row is None else json.loads(row[0])["at"]  # as an Outlet keeps it
+        place = Checkpoints.decode(state).files.get(found.st_ino)
         return found.st_size == (0 if place is None else place.offset)
 
     def close(self) -> None:
