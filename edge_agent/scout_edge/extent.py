@@ -69,9 +69,12 @@ class Note:
         self._noted: Extent | None = None if newest is None else newest[1]
 
     def keep(self, extent: Extent, *, at_once: bool = False) -> None:
-        """Write it down, if it is another one and time for it."""
+        """Write it down, if it is another one and time for it; another epoch at once."""
         now = time.monotonic()
-        if extent == self._noted or (now < self._due and not at_once):
+        if extent == self._noted:
+            return
+        same = self._noted is not None and self._noted.epoch == extent.epoch
+        if same and now < self._due and not at_once:
             return
         self._due = now + self._seconds
         try:

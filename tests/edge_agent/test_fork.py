@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from scout_central.ingest.openings import Line, judge
-from scout_edge import fork, recovery
+from scout_edge import extent, fork, recovery
 from scout_edge.buffer import Buffer, StoredSegment
 from scout_edge.room import Limits
 from scout_shared import wire
@@ -88,6 +88,8 @@ def speak(buffer: Buffer, hub: Hub, sent: int | None = None) -> None:
         assert buffer.leave(receipt)
         lineage = buffer.lineage
     buffer.apply_receipt(receipt)
+    noted = extent.read(buffer.path)
+    assert (noted and noted.epoch) == (buffer.epoch if lineage else None)
     if sent is None:
         buffer.seal()
     after = buffer.watermark
