@@ -304,6 +304,7 @@ class _Session:
         self._failures = 0
         """Time-outs since the hub last showed progress."""
         self._rtt_seconds = 0.0
+        self._saving = False
         self._wake = asyncio.Event()
         self._ask = forwarder.ask
         self._ending = False
@@ -409,6 +410,9 @@ class _Session:
 
     async def _next(self, room: int) -> list[StoredSegment]:
         saving = self._forwarder.saving()
+        if saving != self._saving:
+            self._saving = saving
+            self._ask.set()  # so that the hub knows why the backlog stands
         # Readings that do not go would only stand between the documents.
         kinds = (DOCUMENTS,) if saving else TAIL_KINDS
         age = self._buffer.unsealed_seconds(kinds)

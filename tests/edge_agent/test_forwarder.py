@@ -138,7 +138,7 @@ async def test_a_metered_line_carries_sales_when_its_bytes_are_used_up(
     buffer: Buffer, broker: Address
 ) -> None:
     hub = Hub()
-    mqtt = settings(broker)
+    mqtt = settings(broker, heartbeat_seconds=60.0)
     allowance = Allowance(buffer, 30_000)
     buffer.append_readings(readings(200_000))
     forwarder = Forwarder(
@@ -152,6 +152,7 @@ async def test_a_metered_line_carries_sales_when_its_bytes_are_used_up(
     async with hub.running(*broker):
         task = asyncio.create_task(forwarder.run(), name="forwarder")
         await until(lambda: forwarder.saving() and not forwarder.state.in_flight)
+        await until(lambda: len(hub.hellos) == 2)  # the second says why the backlog stands
         arrived = hub.arrivals
         assert 0 < arrived < len(stored(buffer, buffer.watermark)), "the window, and no more"
         docs = documents(buffer, 3)
