@@ -1,7 +1,8 @@
 """The bytes of a metered link that may be used in a day: ``[mqtt] budget_bytes_per_day``.
 
 Counted is every message to the hub and from it with its topic, by either way; what TCP and TLS add
-is not. When the budget is used up, readings wait; sales and hellos go on, and are counted.
+is not. When the budget is used up, readings wait; sales, hellos and what declares a loss go on, and
+are counted.
 
 Bytes are claimed in the buffer file before they are used, a hundredth of the budget at a time: a
 power cut wastes at most that much, and nothing is spent twice. A day is one of the store's zone, by

@@ -11,7 +11,7 @@ busy live lane never takes more than its share.
 Invariant: each sealed segment is at the hub, or in ``flights``, or will be given out again. The two
 places are only short cuts: with nothing in flight and nothing found, they are searched again.
 
-While ``saving`` (the budget of a metered link is used up) only segments of documents flow.
+While ``saving`` (the budget of a metered link is used up) only documents and gaps flow.
 
 Bounded holes: a receipt carries 64 ranges above the watermark, and what lies beyond them is sent
 again. So sales of the backlog are not picked out of it (a range for each), sales of the live lane
@@ -73,13 +73,13 @@ class Schedule:
         """At most ``room`` segments to send now; they stand in ``flights``.
 
         Args:
-            saving: only documents, and what it takes for receipts to name them.
+            saving: no readings, but for what it takes for receipts to name the rest.
 
         Raises:
             TransientError: the disk fails.
         """
         if saving:
-            return self._only_documents(room)
+            return self._urgent(room)
         held = now < self.backlog_from
         self._backlog = max(self._backlog, self._buffer.watermark)
         live = self._live_lane(held=held) if self._share or held else []
@@ -104,11 +104,11 @@ class Schedule:
         self._live = max(self._live_start, self._backlog)
         self._saved = self._backlog
 
-    def _only_documents(self, room: int) -> list[StoredSegment]:
+    def _urgent(self, room: int) -> list[StoredSegment]:
         sealed, taken = self._buffer.sealed, list[StoredSegment]()
         self._saved = max(self._saved, self._buffer.watermark)
         while len(taken) < room:
-            found, after = sealed.documents_after(self._saved, 1, self._last_sequences())
+            found, after = sealed.urgent_after(self._saved, 1, self._last_sequences())
             if not found:
                 self._saved = after
                 break

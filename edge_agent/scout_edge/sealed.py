@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from scout_edge import database
 from scout_shared.errors import TransientError, WireError
-from scout_shared.wire import CLOCK_SYNCED, DOCUMENTS, HEADER, decode_header
+from scout_shared.wire import CLOCK_SYNCED, DOCUMENTS, HEADER, READINGS, decode_header
 
 NOTHING: Mapping[int, int] = MappingProxyType({})
 _AFTER = (
@@ -29,7 +29,7 @@ _AFTER = (
     " from segments where first_sequence >= (select coalesce(max(first_sequence), 0) from segments"
     " where first_sequence <= ?1 + 1) and first_sequence + records - 1 > ?1 order by first_sequence"
 )
-_LOOK_SEGMENTS = 2000  # looked through at once for documents: 10 ms, whatever the backlog
+_LOOK_SEGMENTS = 2000  # looked through at once for what is urgent: 10 ms, whatever the backlog
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,10 +179,10 @@ class SealedSegments:
                     found.append(SegmentOutline(first, sequence, kind))
         return found
 
-    def documents_after(
+    def urgent_after(
         self, sequence: int, limit: int, sent: Mapping[int, int]
     ) -> tuple[list[SegmentOutline], int]:
-        """At most ``limit`` segments of documents after ``sequence``.
+        """At most ``limit`` segments after ``sequence`` that are no readings: documents and gaps.
 
         Returns:
             them; and the sequence to go on from: up to there, there are no others.
@@ -193,7 +193,7 @@ class SealedSegments:
                 f"select first_sequence, records, kind {_AFTER} limit ?2",
                 (sequence, _LOOK_SEGMENTS),
             ):
-                if kind == DOCUMENTS:
+                if kind != READINGS:
                     if len(found) == limit:
                         break
                     last = first + records - 1

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from scout_edge import sealed
 from scout_edge.buffer import Buffer, StoredSegment
 from scout_edge.schedule import AHEAD, MANY_RANGES, NEWEST, Schedule
 from scout_shared.messages import Receipt
-from scout_shared.wire import DOCUMENTS
+from scout_shared.wire import DOCUMENTS, GAP
 from tests.edge_agent.records import ZONE, documents, readings
 
 RANGES = 64  # of a receipt, above the watermark
@@ -202,6 +204,16 @@ def test_while_saving_documents_go_alone_until_the_day_ends(buffer: Buffer) -> N
         rest += [s.first_sequence for s in taken]
         line.receive([True])
     assert sorted(rest) == [*range(1, 101), *range(102, 121, 2)]
+
+
+def test_while_saving_a_loss_is_declared(buffer: Buffer) -> None:
+    seal(buffer, 9, kind="readings")
+    with closing(sqlite3.connect(buffer.path)) as file, file:
+        file.execute("update segments set body = x'00' where first_sequence = 4")
+    buffer.segments_after(0, 1 << 20)
+    assert [(s.first_sequence, s.kind) for s in Line(buffer, 0.25).take(16, saving=True)] == [
+        (4, GAP)
+    ]
 
 
 def test_while_saving_what_was_not_received_is_sent_again(buffer: Buffer) -> None:
