@@ -2,6 +2,7 @@
 
     edge.db                what the agent works with
     edge.db.damaged-1      a damaged file, with its -wal and .extent; never written, never deleted
+    edge.db.damaged-1.pending  the note, while the file is being set aside
     edge.db.damaged-1.json what was found in it; written when it has been searched
     edge.db.recovered-1    a buffer of the old epoch, made of what was found; deleted when the hub
                            has confirmed all of it
@@ -29,6 +30,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sqlite3
 import zlib
 from collections import Counter
@@ -52,6 +54,9 @@ from scout_shared.zones import UNKNOWN_DAY, BusinessCalendar
 
 log = logs.get("recovery")
 
+_PENDING = ".pending"
+"""Of the name of a note whose file is being set aside."""
+_NUMBER = re.compile(r"\.(?:damaged|recovered)-([0-9]+).*")
 _SEGMENTS_AT_ONCE = 256  # per transaction: bounds the WAL of the file that is made
 
 
@@ -199,13 +204,16 @@ def _report_name(damaged: Path) -> Path:
 
 
 def _set_aside(path: Path) -> Path:
-    taken = [int(entry.name.rpartition("-")[2]) for entry in damaged_files(path)]
+    # Also of what somebody has removed a part of: its report is not that of another file.
+    numbers = (_NUMBER.fullmatch(e.name.removeprefix(path.name)) for e in path.parent.iterdir())
+    taken = [int(number[1]) for number in numbers if number]
     aside = path.with_name(f"{path.name}.damaged-{max(taken, default=0) + 1}")
-    # The note goes first: once it has its new name, the rest is made up for at the next start.
+    # The note goes first: once it is away, the rest is made up for at the next start.
+    pending = aside.with_name(aside.name + _PENDING)
     if extent.was_made(path):
-        extent.beside(path).rename(extent.beside(aside))
+        extent.beside(path).rename(pending)
     else:
-        extent.beside(aside).touch()
+        pending.touch()
     database.sync_folder(path.parent)
     _finish_setting_aside(path)
     return aside
@@ -213,14 +221,16 @@ def _set_aside(path: Path) -> Path:
 
 def _finish_setting_aside(path: Path) -> None:
     """After the note the file, after the file its WAL: one left alone belongs to the last one."""
-    for noted in _numbered(path, "damaged", extent.SUFFIX):
-        aside = noted.with_name(noted.name.removesuffix(extent.SUFFIX))
+    for pending in _numbered(path, "damaged", _PENDING):
+        aside = pending.with_name(pending.name.removesuffix(_PENDING))
         if not aside.exists():
             if path.exists():
                 path.rename(aside)
             else:
                 aside.touch()
             database.sync_folder(path.parent)
+        pending.rename(extent.beside(aside))
+        database.sync_folder(path.parent)
     wal = path.with_name(path.name + "-wal")
     if not path.exists():
         asides = damaged_files(path)

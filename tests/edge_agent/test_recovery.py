@@ -376,6 +376,27 @@ def test_a_lost_file_is_declared_as_far_as_the_note_goes(path: Path, how: str) -
     assert extent.read(aside) == Extent(epoch, total - UNSEALED + 1, UNSEALED)
 
 
+def test_what_somebody_removed_a_part_of_is_not_taken_for_another(path: Path) -> None:
+    """A technician has looked at the damaged file and deleted it, and not what lies beside it."""
+    filled(path)
+    path.write_bytes(bytes(PAGE_BYTES) + path.read_bytes()[PAGE_BYTES:])
+    with opened(path) as buffer:
+        fill(buffer)
+        epoch = buffer.epoch
+    (aside,) = recovery.damaged_files(path)
+    recovery.finish(recovery.recovered_name(aside))
+    aside.unlink()
+    with opened(path) as buffer:
+        assert buffer.epoch == epoch, "a healthy file stays where it is"
+    assert recovery.damaged_files(path) == []
+    path.write_bytes(bytes(PAGE_BYTES) + path.read_bytes()[PAGE_BYTES:])
+    with opened(path), recovered(path) as old:
+        assert old.epoch == epoch
+        # The sales came again under keys that were known.
+        assert sum(s.records for s in stored(old)) == READINGS_SEALED + UNSEALED
+    assert [found.name for found in recovery.damaged_files(path)] == ["edge.db.damaged-2"]
+
+
 def test_a_note_of_another_file_declares_nothing(path: Path) -> None:
     epoch, segments = filled(path)
     Note(path, 0).keep(Extent(b"\7" * 16, 1_000_000, 0), at_once=True)
